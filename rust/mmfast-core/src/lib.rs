@@ -1,0 +1,9 @@
+//! The data plane of mmfast, free of Python.
+//!
+//! Data flows through the modules in this order: `indexed` (files) → `order` (which document comes
+//! next) → `objective` (what the model sees of it) → `pack` (which documents share a row) →
+//! `stream` (rows of a training batch).
+
+pub mod error;
+
+pub use error::{Error, Result};

@@ -1,0 +1,16 @@
+//! The extension module `mmfast._mmfast`: a list of signatures over `mmfast-core`.
+
+mod error;
+mod gil;
+
+use pyo3::prelude::*;
+
+#[pymodule(gil_used = false)]
+mod _mmfast {
+    use super::{Bound, PyModule, PyModuleMethods, PyResult};
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}
