@@ -75,9 +75,8 @@ def save_page(html: str, path: Path) -> None:
 def _lead(run: Run) -> str:
     """One sentence on what the page is about."""
     found = []
-    if run.trainings and run.trainings[0].metrics:
-        steps = max(int(line.get("step", 0)) for line in run.trainings[0].metrics)
-        found.append(f"a model trained for {steps:,} steps")
+    if run.trainings and (losses := run.trainings[0].losses("loss")):
+        found.append(f"a model trained for {losses[-1][0]:,.0f} steps")
     if run.evaluation is not None:
         generated = sum(len(score.readings) for score in run.evaluation.images.values())
         if generated:
