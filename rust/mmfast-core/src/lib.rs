@@ -6,5 +6,10 @@
 
 pub mod error;
 pub mod indexed;
+pub mod objective;
+pub mod order;
+pub mod pack;
+pub mod random;
+pub mod stream;
 
 pub use error::{Error, Result};
