@@ -11,5 +11,6 @@ pub mod order;
 pub mod pack;
 pub mod random;
 pub mod stream;
+pub mod vfs;
 
 pub use error::{Error, Result};
