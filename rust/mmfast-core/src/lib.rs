@@ -5,5 +5,7 @@
 //! `stream` (rows of a training batch).
 
 pub mod error;
+pub mod indexed;
+pub mod vfs;
 
 pub use error::{Error, Result};
