@@ -9,7 +9,10 @@ BIN := $(VENV)/bin
 # Passed to uv as --torch-backend: `cpu` picks the small build of torch where its index can be reached.
 TORCH_BACKEND ?=
 UV_FLAGS := $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND),)
-RUST_SOURCES := $(shell find rust -name '*.rs' -o -name Cargo.toml 2>/dev/null) Cargo.toml Cargo.lock
+# What development needs: the package's own requirements, the extras its tests use, the tools.
+DEV_REQUIREMENTS := -r pyproject.toml --extra demo --extra eval --extra parquet --extra log --group dev
+RUST_SOURCES := $(shell find rust -path rust/target -prune -o -name '*.rs' -o -name Cargo.toml 2>/dev/null) Cargo.toml Cargo.lock
+PYTHON_SOURCES := $(shell find python kernels -name '*.py' -o -name '*.pyi' -o -name '*.yaml' 2>/dev/null)
 STAMP_DEPS := $(VENV)/.stamp-dependencies
 STAMP_BUILD := $(VENV)/.stamp-build
 
@@ -18,9 +21,9 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mmfast needs Python >= 3.11, found " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 
-$(STAMP_DEPS): constraints/dev.txt | $(BIN)/python
+$(STAMP_DEPS): constraints/dev.txt pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python $(UV_FLAGS) -r constraints/dev.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $(UV_FLAGS) -c constraints/dev.txt $(DEV_REQUIREMENTS)
 	touch $@
 
 $(STAMP_BUILD): $(STAMP_DEPS) $(RUST_SOURCES) pyproject.toml
@@ -47,7 +50,7 @@ format: $(STAMP_BUILD) ## rewrite the sources in the house format
 	$(BIN)/ruff format .
 
 .PHONY: test
-test: test-rust test-python ## all tests
+test: test-rust test-python test-wheel test-floor ## all tests: Rust, Python, kernels, wheel, oldest versions
 
 .PHONY: test-rust
 test-rust: $(STAMP_BUILD)
@@ -57,9 +60,44 @@ test-rust: $(STAMP_BUILD)
 test-python: $(STAMP_BUILD)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+# The wheel is built from the sdist, opened, and installed into an environment that holds nothing else.
+dist/.stamp-wheel: $(STAMP_DEPS) $(RUST_SOURCES) $(PYTHON_SOURCES) pyproject.toml README.md
+	rm -rf dist && mkdir dist
+	$(BIN)/uv build --quiet --python $(BIN)/python --no-build-isolation --out-dir dist
+	touch $@
+
+.PHONY: wheel
+wheel: dist/.stamp-wheel ## build the abi3 wheel, check its contents, import it in an empty environment
+	$(BIN)/python tests/wheel/check_wheel.py dist
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-wheel
+	$(BIN)/uv pip install --quiet --python $(VENV)-wheel/bin/python $(UV_FLAGS) -c constraints/dev.txt dist/*.whl
+	cd / && $(abspath $(VENV)-wheel)/bin/mmfast doctor
+	rm -rf $(VENV)-wheel
+
+.PHONY: test-wheel
+test-wheel: wheel
+
+$(VENV)-floor/.stamp-dependencies: constraints/floor.txt $(STAMP_DEPS)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-floor
+	$(BIN)/uv pip install --quiet --python $(VENV)-floor/bin/python $(UV_FLAGS) -c constraints/floor.txt $(DEV_REQUIREMENTS)
+	touch $@
+
+.PHONY: test-floor
+test-floor: dist/.stamp-wheel $(VENV)-floor/.stamp-dependencies ## the built wheel under the oldest torch, transformers and Triton
+	$(BIN)/uv pip install --quiet --python $(VENV)-floor/bin/python --no-deps --reinstall dist/*.whl
+	OMP_NUM_THREADS=1 $(VENV)-floor/bin/python -m pytest -n 2 -m "floor"
+
 .PHONY: constraints
-constraints: | $(BIN)/python ## resolve the pinned development environment anew
-	$(BIN)/uv pip compile --quiet --no-emit-index-url --no-header --no-annotate --python-version 3.11 pyproject.toml constraints/dev.in --extra demo --extra eval --extra parquet --extra log --group dev -o constraints/dev.txt
+constraints: | $(BIN)/python ## resolve the pinned environments anew
+	$(call resolve,dev)
+	$(call resolve,floor)
+
+resolve = $(BIN)/uv pip compile --quiet --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
+	constraints/$(1).in $(DEV_REQUIREMENTS:-r=) -o constraints/$(1).txt
+
+.PHONY: clean
+clean: ## remove environments and build results
+	rm -rf $(VENV) $(VENV)-wheel $(VENV)-floor $(VENV)-peers dist target out python/mmfast/*.so
 
 .PHONY: help
 help: ## this list

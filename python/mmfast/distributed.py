@@ -31,6 +31,7 @@ def process_group() -> Iterator[None]:
     """
     import torch
     import torch.distributed as dist
+    from torch._C._distributed_c10d import HashStore
 
     if dist.is_initialized():
         yield
@@ -41,7 +42,7 @@ def process_group() -> Iterator[None]:
     if "RANK" in os.environ:
         dist.init_process_group(backend)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     try:
         yield
     finally:

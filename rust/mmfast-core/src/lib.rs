@@ -5,5 +5,6 @@
 //! `stream` (rows of a training batch).
 
 pub mod error;
+pub mod indexed;
 
 pub use error::{Error, Result};

@@ -1,0 +1,138 @@
+"""Reads manifests: JSON lines, each with an image (or caption) and the label it ought to show.
+
+The same form as `captions.jsonl` of a raw image folder and `manifest.jsonl` of `mmfast generate`:
+`{"image": "relative/path.png", "label": "seven", …}`. Paths are relative to the manifest's folder and
+may not leave it; an image's size is read from its header before it is decoded.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from mmfast.errors import BadRecordError, CorruptDataError, UsageError
+
+MAX_IMAGE_PIXELS = 64_000_000
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """One line of a manifest.
+
+    Attributes:
+        where: `file:line`, for messages.
+        folder: the manifest's folder, under which `image` lies.
+        image: path of the image as the manifest has it.
+        label: what the image ought to show.
+        caption: the `caption` field when it is a text, else empty.
+    """
+
+    where: str
+    folder: Path
+    image: str
+    label: str
+    caption: str
+
+
+def read_records(manifest: Path, *, label_field: str = "label") -> list[Record]:
+    """All lines of a manifest, in their order.
+
+    Raises:
+        UsageError: no such file, no records, or a record without `image` or the label field.
+        CorruptDataError: a line that is not a JSON object.
+    """
+    try:
+        lines = manifest.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no manifest {manifest}") from error
+    except UnicodeDecodeError as error:
+        raise CorruptDataError(f"{manifest} is not UTF-8 text: {error}") from error
+    records = []
+    for line_number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{manifest}:{line_number}"
+        try:
+            fields = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise CorruptDataError(f"{where}: not JSON: {error}") from error
+        if not isinstance(fields, dict):
+            raise CorruptDataError(f"{where}: expected a JSON object, found {line[:40]!r}")
+        caption = fields.get("caption", "")
+        records.append(
+            Record(
+                where=where,
+                folder=manifest.parent,
+                image=_text_field(fields, "image", where),
+                label=_text_field(fields, label_field, where),
+                caption=caption if isinstance(caption, str) else "",
+            )
+        )
+    if not records:
+        raise UsageError(f"{manifest} holds no records")
+    return records
+
+
+def _text_field(fields: dict[str, Any], name: str, where: str) -> str:
+    value = fields.get(name)
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        return str(value)
+    raise UsageError(
+        f"{where}: field {name!r} should be a text or a number, found {value!r}; "
+        f"the record has {', '.join(sorted(fields)) or 'no fields'}"
+    )
+
+
+def image_path(folder: Path, image: str) -> Path:
+    """The image's path; `BadRecordError` when it would lie outside `folder`."""
+    try:
+        path = (folder / image).resolve()
+    except (OSError, ValueError) as error:
+        raise BadRecordError("image_path", f"image path {image!r}: {error}") from error
+    if not path.is_relative_to(folder.resolve()):
+        raise BadRecordError("image_path", f"image path {image!r} leaves {folder}")
+    return path
+
+
+def open_image(path: Path) -> Image.Image:
+    """A decoded image of one of the allowed formats; `BadRecordError` for any other file."""
+    try:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_IMAGE_PIXELS:
+                raise BadRecordError(
+                    "image_too_large",
+                    f"{path} has {width} x {height} pixels, more than {MAX_IMAGE_PIXELS:,}",
+                )
+            image.load()
+            return image
+    except FileNotFoundError as error:
+        raise BadRecordError("image_missing", f"there is no image {path}") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BadRecordError("image_corrupt", f"{path}: {error}") from error
+
+
+def grey_pixels(record: Record, size: int) -> FloatArray:
+    """The record's image in grey at `size` x `size`: float32 `[size, size]` in [0, 1].
+
+    Raises:
+        UsageError: the image is missing, corrupt, too large or outside the manifest's folder.
+    """
+    try:
+        image = open_image(image_path(record.folder, record.image))
+    except BadRecordError as error:
+        raise UsageError(f"{record.where}: {error}") from error
+    grey = image.convert("L").resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(grey, dtype=np.float32) / np.float32(255)
+
+
+def stacked_pixels(records: Sequence[Record], size: int) -> FloatArray:
+    """`grey_pixels` of all records: float32 `[N, size, size]`."""
+    return np.stack([grey_pixels(record, size) for record in records])

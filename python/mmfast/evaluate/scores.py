@@ -1,0 +1,153 @@
+"""What an evaluation found, as plain data: every reading, counts by label, and the JSON they become.
+
+`evaluation.json` holds: `format_version`, `judge` (its accuracy on real held-out images first of
+all), `reconstructions`, `images` (named sets, in the order given), `captions`, `seconds`. Each part
+carries all its readings, so that a report can show what the judge saw. Manifests are named relative
+to the folder of the JSON file.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+FORMAT_VERSION = 1
+_NORMAL_95 = 1.959964
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """One image or caption.
+
+    Attributes:
+        image: path as its manifest has it.
+        label: what it ought to show.
+        read: what the judge saw, or the label a caption names (None: no known phrasing).
+        caption: the caption that was read, None for images.
+    """
+
+    image: str
+    label: str
+    read: str | None
+    caption: str | None = None
+
+    @property
+    def right(self) -> bool:
+        """Whether what was read is what ought to be there."""
+        return self.read == self.label
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Score:
+    """A set of readings of one manifest."""
+
+    manifest: Path
+    readings: Sequence[Reading]
+
+    @property
+    def num_right(self) -> int:
+        """How many are right."""
+        return sum(reading.right for reading in self.readings)
+
+    @property
+    def accuracy(self) -> float:
+        """Share that is right, 0..1."""
+        return self.num_right / len(self.readings)
+
+    @property
+    def well_formed(self) -> float:
+        """Share of which anything could be read at all, 0..1; 1 for images."""
+        return sum(reading.read is not None for reading in self.readings) / len(self.readings)
+
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the accuracy (Wilson, 1927): how much chance there is in the figure."""
+        n, p, z = len(self.readings), self.accuracy, _NORMAL_95
+        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return max(0.0, centre - half), min(1.0, centre + half)
+
+    def confusion(self) -> dict[str, dict[str, int]]:
+        """Counts by label, then by what was read (`""`: nothing), both in sorted order."""
+        counts: dict[str, dict[str, int]] = {}
+        for reading in self.readings:
+            row = counts.setdefault(reading.label, {})
+            row[reading.read or ""] = row.get(reading.read or "", 0) + 1
+        return {label: dict(sorted(row.items())) for label, row in sorted(counts.items())}
+
+    def to_dict(self, relative_to: Path) -> dict[str, Any]:
+        """The JSON form."""
+        confusion = self.confusion()
+        return {
+            "manifest": _relative(self.manifest, relative_to),
+            "accuracy": self.accuracy,
+            "interval_95": list(self.interval()),
+            "num": len(self.readings),
+            "num_right": self.num_right,
+            "per_label": {
+                label: {"num": sum(row.values()), "num_right": row.get(label, 0)}
+                for label, row in confusion.items()
+            },
+            "confusion": confusion,
+            "readings": [
+                {k: v for k, v in dataclasses.asdict(r).items() if k != "caption" or v is not None}
+                | {"right": r.right}
+                for r in self.readings
+            ],
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Everything one evaluation found.
+
+    Attributes:
+        judge: the judge's readings of real held-out images.
+        num_train: real images it was trained on.
+        judge_size: their side in pixels, as the judge sees them.
+        reconstructions: images that went through an image tokenizer, or None.
+        images: generated images, by the name of their set.
+        captions: captions of real images, or None.
+        seconds: time it took.
+    """
+
+    judge: Score
+    num_train: int
+    judge_size: int
+    reconstructions: Score | None
+    images: dict[str, Score]
+    captions: Score | None
+    seconds: float
+
+    def save(self, path: Path) -> None:
+        """Writes the JSON file by temporary file and rename."""
+        folder = path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        data: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "judge": {
+                "classifier": "support vectors, RBF kernel, on grey pixels",
+                "size": self.judge_size,
+                "num_train": self.num_train,
+                **self.judge.to_dict(folder),
+            },
+            "images": {name: score.to_dict(folder) for name, score in self.images.items()},
+            "seconds": round(self.seconds, 3),
+        }
+        if self.reconstructions is not None:
+            data["reconstructions"] = self.reconstructions.to_dict(folder)
+        if self.captions is not None:
+            data["captions"] = {
+                "well_formed": self.captions.well_formed,
+                **self.captions.to_dict(folder),
+            }
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """`path` seen from `folder` when it lies below it, else absolute."""
+    path, folder = path.resolve(), folder.resolve()
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)

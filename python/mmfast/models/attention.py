@@ -1,0 +1,237 @@
+"""Document-masked causal attention, registered with transformers under the name `"mmfast"`.
+
+A packed row holds several documents, and a token must see only earlier tokens of its own. transformers
+guesses documents from `position_ids`, and only for some models and calls; where the guess fails the
+documents see each other in silence. Here nothing is guessed: callers pass `document_ids`, or what
+`attention_inputs` prepares from them once per forward.
+
+Backends: variable-length flash attention on CUDA in half precision where torch has it, else torch's
+scaled dot product attention with an explicit mask. Decoding with a cache is
+`mmfast.models.decode_attention`; this file only forwards to it.
+
+Legend: B rows, L tokens a row, H heads, K key-value heads, D head width, T = B·L tokens.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ATTENTION_NAME = "mmfast"
+_HALF_TYPES = (torch.float16, torch.bfloat16)
+
+
+def register_attention() -> str:
+    """Makes `"mmfast"` known to transformers and returns that name; safe to call again.
+
+    Use it as `model.set_attn_implementation(register_attention())`.
+    """
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(ATTENTION_NAME, mmfast_attention)
+    AttentionMaskInterface.register(ATTENTION_NAME, _mask_of_padding)
+    return ATTENTION_NAME
+
+
+def attention_inputs(
+    document_ids: Tensor, *, device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Keyword arguments for one forward over packed rows, made once instead of in each layer.
+
+    Args:
+        document_ids: `[B, L]` integers on the CPU (no device sync is needed then); equal neighbours
+            belong together, and padding (0) is a document of its own.
+        device: where the model runs.
+        dtype: the type attention computes in; flash attention takes half precision only.
+
+    Returns:
+        Arguments to pass on to `model(...)` beside `input_ids` and `position_ids`.
+    """
+    if varlen_available(device, dtype):
+        cu_seqlens, max_seqlen = packed_lengths(document_ids)
+        return {
+            # transformers hands a 4-D mask through untouched; without one it would look for packed
+            # rows in `position_ids`, which stalls the device. The varlen branch never reads it.
+            "attention_mask": document_ids.to(device, non_blocking=True)[:, None, None, :],
+            "cu_seqlens": cu_seqlens.to(device, non_blocking=True),
+            "max_seqlen": max_seqlen,
+        }
+    return {"attention_mask": document_mask(document_ids.to(device, non_blocking=True))}
+
+
+def document_mask(document_ids: Tensor) -> Tensor:
+    """Boolean mask `[B, 1, L, L]`: True where the query (third axis) may see the key (last axis).
+
+    Padding sees padding, so that no row of the mask is empty and softmax stays finite.
+    """
+    L = document_ids.shape[1]
+    same_document = document_ids[:, :, None] == document_ids[:, None, :]
+    causal = torch.ones(L, L, dtype=torch.bool, device=document_ids.device).tril_()
+    return (same_document & causal)[:, None]
+
+
+def packed_lengths(document_ids: Tensor) -> tuple[Tensor, int]:
+    """Cumulative lengths int32 `[documents + 1]` over the flattened rows, and the longest length.
+
+    Runs of equal ids within a row are documents, padding included, so the lengths add up to B·L.
+    """
+    B, L = document_ids.shape
+    starts = torch.ones(B, L, dtype=torch.bool, device=document_ids.device)
+    starts[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    first = starts.flatten().nonzero().flatten()
+    cu_seqlens = torch.cat([first, first.new_tensor([B * L])]).to(torch.int32)
+    return cu_seqlens, int(cu_seqlens.diff().max())
+
+
+def varlen_available(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether variable-length flash attention can run there: CUDA, half precision, torch has it."""
+    return device.type == "cuda" and dtype in _HALF_TYPES and _varlen_function() is not None
+
+
+def mmfast_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The function transformers calls in each layer.
+
+    Args:
+        module: the attention layer.
+        query: `[B, H, L, D]`.
+        key: `[B, K, L, D]`, H a multiple of K.
+        value: `[B, K, L, D]`.
+        attention_mask: `[B or 1, 1, L, L]`, True where attention is allowed, or None.
+        scaling: factor on the scores, `1/sqrt(D)` when None.
+        dropout: probability with which attention weights are dropped.
+        kwargs: what the model was called with; `document_ids`, `cu_seqlens`, `max_seqlen` and
+            `cache_positions` are read.
+
+    Returns:
+        `[B, L, H, D]`, and None for the weights that transformers may ask for.
+    """
+    if "cache_positions" in kwargs:
+        decode = import_module("mmfast.models.decode_attention").decode_attention
+        output: Tensor = decode(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+        return output, None
+    cu_seqlens = kwargs.get("cu_seqlens")
+    if cu_seqlens is not None and dropout == 0.0 and varlen_available(query.device, query.dtype):
+        return _varlen(query, key, value, cu_seqlens, kwargs["max_seqlen"], scaling), None
+    document_ids = kwargs.get("document_ids")
+    if attention_mask is None and document_ids is not None:
+        attention_mask = document_mask(document_ids)
+    return _masked(query, key, value, attention_mask, scaling=scaling, dropout=dropout), None
+
+
+def _masked(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    scaling: float | None,
+    dropout: float,
+) -> Tensor:
+    """Scaled dot product attention; without a mask, causal with the queries at the keys' end."""
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    if mask is None and 1 < num_queries < num_keys:
+        mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device)
+        mask = mask.tril_(num_keys - num_queries)
+    output = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None and num_queries > 1,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return output.transpose(1, 2).contiguous()
+
+
+def _varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scaling: float | None,
+) -> Tensor:
+    attend = _varlen_function()
+    assert attend is not None
+    B, _, L, _ = query.shape
+    q_thd, k_tkd, v_tkd = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+    out_thd: Tensor = attend(
+        q_thd, k_tkd, v_tkd, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, scaling
+    )
+    return out_thd.view(B, L, *out_thd.shape[1:])
+
+
+@functools.cache
+def _varlen_function() -> Callable[..., Tensor] | None:
+    """Causal varlen attention of torch behind one signature, or None where it has none.
+
+    The name of the causal switch changed between releases (`is_causal`, then `window_size`), and
+    grouped heads became an option later; older releases get repeated heads.
+    """
+    try:
+        varlen_attn = import_module("torch.nn.attention.varlen").varlen_attn
+    except (ImportError, AttributeError):
+        return None
+    accepted = inspect.signature(varlen_attn).parameters
+    causal: dict[str, Any] = (
+        {"window_size": (-1, 0)} if "window_size" in accepted else {"is_causal": True}
+    )
+    has_scale, has_gqa = "scale" in accepted, "enable_gqa" in accepted
+
+    def attend(
+        q_thd: Tensor,
+        k_tkd: Tensor,
+        v_tkd: Tensor,
+        cu_seq_q: Tensor,
+        cu_seq_k: Tensor,
+        max_q: int,
+        max_k: int,
+        scaling: float | None,
+    ) -> Tensor:
+        D = q_thd.shape[-1]
+        options = dict(causal)
+        if has_scale:
+            options["scale"] = scaling
+        elif scaling is not None:
+            q_thd = q_thd * (scaling * D**0.5)
+        groups = q_thd.shape[1] // k_tkd.shape[1]
+        if groups > 1 and has_gqa:
+            options["enable_gqa"] = True
+        elif groups > 1:
+            k_tkd, v_tkd = (x.repeat_interleave(groups, dim=1) for x in (k_tkd, v_tkd))
+        result: Tensor = varlen_attn(
+            q_thd, k_tkd, v_tkd, cu_seq_q, cu_seq_k, max_q, max_k, **options
+        )
+        return result
+
+    return attend
+
+
+def _mask_of_padding(*args: Any, **kwargs: Any) -> Tensor | None:
+    """No mask, so that attention falls to `document_ids`; a caller's 2-D padding mask is honoured."""
+    if kwargs.get("attention_mask") is None:
+        return None
+    from transformers.masking_utils import sdpa_mask
+
+    mask: Tensor | None = sdpa_mask(*args, **kwargs)
+    return mask

@@ -1,0 +1,1 @@
+"""Shapes of decoders, one YAML file each, read by `mmfast.models.DecoderConfig`."""

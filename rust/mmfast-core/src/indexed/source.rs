@@ -1,0 +1,38 @@
+//! What a document stream asks of its data, whatever holds it.
+
+use std::ops::Range;
+
+use crate::error::Result;
+
+/// Documents made of sequences; every sequence is a run of token ids of one modality.
+///
+/// Documents and sequences are counted from 0 in the order in which they were written, and the
+/// sequences of document `k + 1` follow those of document `k` without a gap. A document may have no
+/// sequence and a sequence no ids. All methods are cheap (no scan) and may be called from any number
+/// of threads.
+///
+/// An index past the end is [`crate::Error::IndexOutOfRange`], never a panic.
+pub trait DocumentSource: Send + Sync {
+    /// How many documents there are.
+    fn num_documents(&self) -> u64;
+
+    /// How many sequences there are, over all documents.
+    fn num_sequences(&self) -> u64;
+
+    /// The sequences of a document, as a range of sequence indices (possibly empty).
+    fn document_sequences(&self, document: u64) -> Result<Range<u64>>;
+
+    /// Length of a sequence in ids.
+    fn sequence_length(&self, sequence: u64) -> Result<u32>;
+
+    /// The mode byte of a sequence: bits 0-4 modality (0 text, 1 image, 2 video, 3 audio), bit 6
+    /// (0x40) "no loss". 0 where the data has no modes.
+    fn mode(&self, sequence: u64) -> Result<u8>;
+
+    /// Appends the ids of a sequence to `out`, widened to 64 bits. On an error `out` is unchanged.
+    fn read_into(&self, sequence: u64, out: &mut Vec<i64>) -> Result<()>;
+
+    /// A number that two sources share only if they hold the same ids in the same documents, as far
+    /// as can be told without reading every id. Part of a saved stream state.
+    fn fingerprint(&self) -> u64;
+}
