@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional
 
@@ -38,7 +39,10 @@ from mmfast.tokenizers.views import (
 
 # A tokenizer is useless when it tells its images apart no better than their mean does.
 USELESS_PSNR_GAIN_DB = 0.5
+# Below these the codes are called collapsed: perplexity over all codes as a share of the codebook (or
+# of the codes seen, if fewer), and perplexity of the codes at one place over the images.
 FEW_CODES_SHARE = 0.02
+SAME_CODES = 1.2
 MAX_PSNR_DB = 99.0
 
 
@@ -104,7 +108,7 @@ class FsqTrainingReport:
     Attributes:
         psnr_db: mean over images of the peak signal-to-noise ratio, at 8 bits.
         psnr_db_of_mean_image: the same for the training images' mean in place of a reconstruction.
-        num_codes_used, code_perplexity: how many codes occur, and 2 to the entropy (in bits) of their use.
+        num_codes_used, code_perplexity: how many codes occur, and e to the entropy of their use.
         warnings: sentences on codes that collapse; empty when all is well.
         usable: False when reconstructions tell images apart no better than the mean image.
     """
@@ -227,7 +231,13 @@ def train_fsq(
     tokenizer.eval().requires_grad_(requires_grad=False)
     quality = measure(tokenizer, images.held_out, batch_size=config.batch_size)
     mean_psnr = _psnr_of_mean_image(images, shape)
-    usable, warnings = judge(quality, psnr_db_of_mean_image=mean_psnr, held_out=images.held_out)
+    usable, warnings = judge(
+        quality,
+        psnr_db_of_mean_image=mean_psnr,
+        held_out=images.held_out,
+        num_codes=shape.num_codes,
+        downsample=shape.downsample,
+    )
     report = FsqTrainingReport(
         steps=len(losses),
         seconds=round(seconds, 3),
@@ -264,26 +274,43 @@ def reconstruction_loss(
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-    """Reconstruction quality and use of codes on a set of images."""
+    """Reconstruction quality and use of codes on a set of images.
+
+    Attributes:
+        code_perplexity: e to the entropy of all codes together.
+        place_perplexity: e to the mean entropy of the codes at one place of the grid, over images: 1
+            when every image has the same codes.
+    """
 
     psnr_db: float
     num_codes_used: int
     code_perplexity: float
+    place_perplexity: float
 
 
 def measure(tokenizer: FsqImageTokenizer, pixels: torch.Tensor, *, batch_size: int) -> Quality:
-    """Encodes and decodes uint8 `[N,C,H,W]`; PSNR is the mean over images, perplexity is of all codes."""
-    counts = np.zeros(tokenizer.config.num_codes, dtype=np.int64)
+    """Encodes and decodes uint8 `[N,C,H,W]`; PSNR is the mean over images."""
+    grids: list[torch.Tensor] = []
     ratios: list[float] = []
     for part in torch.split(pixels, batch_size):
         codes = tokenizer.encode(tensor_from_pixels(part))
-        counts += np.bincount(codes[0].cpu().numpy().ravel(), minlength=len(counts))
+        grids.append(codes[0].cpu().flatten(1))
         ratios += psnr_db(pixels_from_tensor(tokenizer.decode(codes)).cpu(), part)
-    share = counts[counts > 0] / counts.sum()
-    perplexity = float(np.exp(-(share * np.log(share)).sum()))
+    codes_np = torch.cat(grids).numpy()
+    entropy_of_places = [_entropy(place) for place in codes_np.T]
     return Quality(
-        psnr_db=float(np.mean(ratios)), num_codes_used=len(share), code_perplexity=perplexity
+        psnr_db=float(np.mean(ratios)),
+        num_codes_used=len(np.unique(codes_np)),
+        code_perplexity=float(np.exp(_entropy(codes_np.ravel()))),
+        place_perplexity=float(np.exp(np.mean(entropy_of_places))),
     )
+
+
+def _entropy(codes: npt.NDArray[np.int64]) -> float:
+    """Entropy in nats of the codes' empirical distribution."""
+    _, counts = np.unique(codes, return_counts=True)
+    share = counts / counts.sum()
+    return float(-(share * np.log(share)).sum())
 
 
 def psnr_db(left: torch.Tensor, right: torch.Tensor) -> list[float]:
@@ -294,15 +321,23 @@ def psnr_db(left: torch.Tensor, right: torch.Tensor) -> list[float]:
 
 
 def judge(
-    quality: Quality, *, psnr_db_of_mean_image: float, held_out: torch.Tensor
+    quality: Quality,
+    *,
+    psnr_db_of_mean_image: float,
+    held_out: torch.Tensor,
+    num_codes: int,
+    downsample: int,
 ) -> tuple[bool, list[str]]:
     """Whether codes carry the images, and a sentence for each sign that they do not."""
     warnings = []
-    num_seen = held_out.shape[0] * held_out.shape[2] * held_out.shape[3]
-    if quality.code_perplexity < max(2.0, FEW_CODES_SHARE * min(quality.num_codes_used, num_seen)):
+    num_images, _, height, width = held_out.shape
+    num_seen = num_images * (height // downsample) * (width // downsample)
+    few = max(2.0, FEW_CODES_SHARE * min(num_codes, num_seen))
+    if quality.code_perplexity < few or (num_images > 1 and quality.place_perplexity < SAME_CODES):
         warnings.append(
-            f"codes have collapsed: {quality.num_codes_used} occur in the held-out images, with a "
-            f"perplexity of {quality.code_perplexity:.2f}"
+            f"codes have collapsed: {quality.num_codes_used} of {num_codes} occur in the held-out "
+            f"images, perplexity {quality.code_perplexity:.2f} over all and "
+            f"{quality.place_perplexity:.2f} at one place of the grid"
         )
     usable = quality.psnr_db > psnr_db_of_mean_image + USELESS_PSNR_GAIN_DB
     if not usable:
