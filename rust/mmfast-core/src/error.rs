@@ -34,6 +34,12 @@ pub enum Error {
         /// Found and supported values, and what to do.
         detail: String,
     },
+    /// Another writer is at work on the same files.
+    #[error("{path:?} is held by another writer; wait for it to end, or choose another output")]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+    },
     /// A token id does not fit the dataset's dtype.
     #[error(
         "token {token} at position {position} of document {document} does not fit {dtype}; choose a wider dtype"

@@ -6,5 +6,6 @@
 
 pub mod error;
 pub mod indexed;
+pub mod vfs;
 
 pub use error::{Error, Result};

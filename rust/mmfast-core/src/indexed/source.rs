@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Documents made of sequences; every sequence is a run of token ids of one modality.
 ///
@@ -35,4 +35,10 @@ pub trait DocumentSource: Send + Sync {
     /// A number that two sources share only if they hold the same ids in the same documents, as far
     /// as can be told without reading every id. Part of a saved stream state.
     fn fingerprint(&self) -> u64;
+}
+
+/// The error for an index past the end.
+pub(super) fn out_of_range(what: &'static str, index: u64, len: u64) -> Error {
+    let index = i64::try_from(index).unwrap_or(i64::MAX);
+    Error::IndexOutOfRange { what, index, len }
 }

@@ -1,0 +1,200 @@
+//! Files mapped into memory: the only place of the core with `unsafe`.
+
+use memmap2::Mmap;
+
+use super::header::Dtype;
+use crate::error::{Error, Result};
+use crate::vfs::File;
+
+#[cfg(target_endian = "big")]
+compile_error!("the files are little-endian and are mapped as they are");
+
+/// A whole file, mapped read-only. Unmapped when dropped, so whoever hands out views holds an `Arc`.
+///
+/// The file must not shrink while it is mapped: touching a vanished page ends the process (SIGBUS).
+/// Our writers never write to a published file, they rename a new one over it.
+#[derive(Debug)]
+pub(super) struct Map {
+    /// `None` for an empty file, which cannot be mapped.
+    map: Option<Mmap>,
+}
+
+impl Map {
+    /// Maps all of `file`.
+    pub(super) fn new(file: &File) -> Result<Self> {
+        if file.num_bytes()? == 0 {
+            return Ok(Self { map: None });
+        }
+        #[expect(
+            unsafe_code,
+            reason = "mapping a file is how ids are read without a copy"
+        )]
+        // SAFETY: the map is private to this type and only read. That nobody truncates or rewrites
+        // the file is the format's rule, stated above: a published file never changes.
+        let map = unsafe { Mmap::map(file.handle()) };
+        Ok(Self {
+            map: Some(map.map_err(|e| Error::io("map", file.path(), e))?),
+        })
+    }
+
+    /// Bytes that stand for a file's content.
+    #[cfg(test)]
+    pub(super) fn of_bytes(bytes: &[u8]) -> Self {
+        let mut map = memmap2::MmapMut::map_anon(bytes.len()).unwrap();
+        map.copy_from_slice(bytes);
+        Self {
+            map: Some(map.make_read_only().unwrap()),
+        }
+    }
+
+    /// The file's content.
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or_default()
+    }
+}
+
+/// A run of ids in the number type of its dataset.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Tokens<'a> {
+    /// `uint8`
+    U8(&'a [u8]),
+    /// `int8`
+    I8(&'a [i8]),
+    /// `int16`
+    I16(&'a [i16]),
+    /// `int32`
+    I32(&'a [i32]),
+    /// `int64`
+    I64(&'a [i64]),
+    /// `float64`
+    F64(&'a [f64]),
+    /// `float32`
+    F32(&'a [f32]),
+    /// `uint16`
+    U16(&'a [u16]),
+}
+
+impl<'a> Tokens<'a> {
+    /// Views little-endian bytes as `dtype`; `None` if they are misaligned or not whole items.
+    pub(super) fn view(bytes: &'a [u8], dtype: Dtype) -> Option<Self> {
+        Some(match dtype {
+            Dtype::U8 => Self::U8(bytes),
+            Dtype::I8 => Self::I8(plain_slice(bytes)?),
+            Dtype::I16 => Self::I16(plain_slice(bytes)?),
+            Dtype::I32 => Self::I32(plain_slice(bytes)?),
+            Dtype::I64 => Self::I64(plain_slice(bytes)?),
+            Dtype::F64 => Self::F64(plain_slice(bytes)?),
+            Dtype::F32 => Self::F32(plain_slice(bytes)?),
+            Dtype::U16 => Self::U16(plain_slice(bytes)?),
+        })
+    }
+
+    /// Number type of the ids.
+    pub fn dtype(&self) -> Dtype {
+        match self {
+            Self::U8(_) => Dtype::U8,
+            Self::I8(_) => Dtype::I8,
+            Self::I16(_) => Dtype::I16,
+            Self::I32(_) => Dtype::I32,
+            Self::I64(_) => Dtype::I64,
+            Self::F64(_) => Dtype::F64,
+            Self::F32(_) => Dtype::F32,
+            Self::U16(_) => Dtype::U16,
+        }
+    }
+
+    /// The ids as they stand in `.bin`.
+    pub(super) fn bytes(&self) -> &'a [u8] {
+        match *self {
+            Self::U8(ids) => ids,
+            Self::I8(ids) => plain_bytes(ids),
+            Self::I16(ids) => plain_bytes(ids),
+            Self::I32(ids) => plain_bytes(ids),
+            Self::I64(ids) => plain_bytes(ids),
+            Self::F64(ids) => plain_bytes(ids),
+            Self::F32(ids) => plain_bytes(ids),
+            Self::U16(ids) => plain_bytes(ids),
+        }
+    }
+
+    /// How many ids there are.
+    pub fn len(&self) -> usize {
+        self.bytes().len() / self.dtype().item_bytes()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Number types without padding whose every bit pattern is a value.
+trait Plain: Copy {}
+impl Plain for i8 {}
+impl Plain for i16 {}
+impl Plain for i32 {}
+impl Plain for i64 {}
+impl Plain for f64 {}
+impl Plain for f32 {}
+impl Plain for u16 {}
+
+fn plain_slice<T: Plain>(bytes: &[u8]) -> Option<&[T]> {
+    #[expect(unsafe_code, reason = "ids are viewed in place")]
+    // SAFETY: every bit pattern of a `Plain` type is a value, and `align_to` keeps the lifetime.
+    let (before, items, after) = unsafe { bytes.align_to::<T>() };
+    (before.is_empty() && after.is_empty()).then_some(items)
+}
+
+fn plain_bytes<T: Plain>(items: &[T]) -> &[u8] {
+    #[expect(unsafe_code, reason = "ids are written from where they are")]
+    // SAFETY: a `Plain` type has no padding, every byte is a valid u8, and `align_to` keeps the
+    // lifetime. Bytes have no alignment, so nothing is left before or after.
+    let (_, bytes, _) = unsafe { items.align_to::<u8>() };
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vfs::{Disk, Vfs};
+
+    #[test]
+    fn an_empty_file_maps_to_no_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("empty");
+        Disk.create(&path).unwrap();
+        assert!(
+            Map::new(&Disk.open(&path).unwrap())
+                .unwrap()
+                .bytes()
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn a_map_outlives_the_removal_of_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let mut file = Disk.create(&path).unwrap();
+        Disk.write(&mut file, &[7; 10_000]).unwrap();
+        let map = Map::new(&Disk.open(&path).unwrap()).unwrap();
+        Disk.remove(&path).unwrap();
+        assert_eq!(map.bytes(), [7; 10_000]);
+    }
+
+    #[test]
+    fn a_view_needs_whole_aligned_items() {
+        let ids: Vec<i32> = vec![1, -2, 3];
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        // A Vec<u8> may start anywhere; find an aligned start inside a longer buffer.
+        let mut buffer = vec![0_u8; bytes.len() + 8];
+        let start = buffer.as_ptr().align_offset(8);
+        buffer[start..start + bytes.len()].copy_from_slice(&bytes);
+        let aligned = &buffer[start..start + bytes.len()];
+        assert_eq!(Tokens::view(aligned, Dtype::I32), Some(Tokens::I32(&ids)));
+        assert_eq!(Tokens::I32(&ids).bytes(), bytes);
+        assert_eq!(Tokens::view(&aligned[..11], Dtype::I32), None);
+        assert_eq!(Tokens::view(&aligned[2..10], Dtype::I32), None);
+        assert_eq!(Tokens::view(&aligned[2..10], Dtype::U16).unwrap().len(), 4);
+    }
+}

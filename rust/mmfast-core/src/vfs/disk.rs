@@ -1,0 +1,252 @@
+//! The real file system.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this is the module that all file access goes through"
+)]
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use super::{Vfs, folder_of};
+use crate::error::{Error, Result};
+
+/// Attempts to take a lock whose file is being removed by the holder that just released it.
+const LOCK_ATTEMPTS: usize = 100;
+
+/// An open file that remembers its path for error messages.
+#[derive(Debug)]
+pub struct File {
+    inner: fs::File,
+    path: PathBuf,
+}
+
+impl File {
+    /// The path it was opened under.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its size in bytes at this moment.
+    pub fn num_bytes(&self) -> Result<u64> {
+        let metadata = self.inner.metadata();
+        Ok(metadata
+            .map_err(|e| Error::io("inspect", &self.path, e))?
+            .len())
+    }
+
+    /// Whether its path still leads to this very file (and not to one renamed over it).
+    pub fn is_in_place(&self) -> Result<bool> {
+        same_file(&self.inner, &self.path).map_err(|e| Error::io("inspect", &self.path, e))
+    }
+
+    /// The operating system's handle, for mapping.
+    pub(crate) fn handle(&self) -> &fs::File {
+        &self.inner
+    }
+}
+
+/// An exclusive advisory lock; released, and its file removed, when dropped.
+#[derive(Debug)]
+pub struct Lock {
+    file: fs::File,
+    path: PathBuf,
+    process: u32,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // A forked child inherits the handle but not the right to give the lock up.
+        if self.process == std::process::id() {
+            // Removed while still held, so that nobody can lock a file that is about to vanish.
+            // Failure leaves an unlocked empty file, which the next holder takes over.
+            fs::remove_file(&self.path).ok();
+            self.file.unlock().ok();
+        }
+    }
+}
+
+/// The operating system's file system.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Disk;
+
+impl Vfs for Disk {
+    fn open(&self, path: &Path) -> Result<File> {
+        let inner = fs::File::open(path).map_err(|e| Error::io("open", path, e))?;
+        let metadata = inner
+            .metadata()
+            .map_err(|e| Error::io("inspect", path, e))?;
+        if metadata.is_dir() {
+            let source = io::Error::from(io::ErrorKind::IsADirectory);
+            return Err(Error::io("open", path, source));
+        }
+        Ok(File {
+            inner,
+            path: path.to_path_buf(),
+        })
+    }
+
+    fn create(&self, path: &Path) -> Result<File> {
+        let inner = fs::File::create(path).map_err(|e| Error::io("create", path, e))?;
+        Ok(File {
+            inner,
+            path: path.to_path_buf(),
+        })
+    }
+
+    fn read_at(&self, file: &File, offset: u64, out: &mut [u8]) -> Result<()> {
+        let read = file.inner.read_exact_at(out, offset);
+        read.map_err(|e| Error::io("read", &file.path, e))
+    }
+
+    fn write(&self, file: &mut File, bytes: &[u8]) -> Result<()> {
+        let written = file.inner.write_all(bytes);
+        written.map_err(|e| Error::io("write", &file.path, e))
+    }
+
+    fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> Result<()> {
+        let written = file.inner.write_all_at(bytes, offset);
+        written.map_err(|e| Error::io("write", &file.path, e))
+    }
+
+    fn append(&self, target: &mut File, source: &mut File, num_bytes: u64) -> Result<()> {
+        let mut limited = Read::take(&mut source.inner, num_bytes);
+        let copied = io::copy(&mut limited, &mut target.inner);
+        let copied = copied.map_err(|e| Error::io("append to", &target.path, e))?;
+        if copied < num_bytes {
+            return Err(Error::corrupt(
+                &source.path,
+                format!("it ended after {copied} of {num_bytes} bytes while it was copied"),
+            ));
+        }
+        Ok(())
+    }
+
+    fn sync(&self, file: &File) -> Result<()> {
+        let synced = file.inner.sync_all();
+        synced.map_err(|e| Error::io("flush", &file.path, e))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        fs::rename(from, to).map_err(|e| Error::io("rename", from, e))
+    }
+
+    fn remove(&self, path: &Path) -> Result<()> {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::io("remove", path, error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn exists(&self, path: &Path) -> Result<bool> {
+        path.try_exists().map_err(|e| Error::io("inspect", path, e))
+    }
+
+    fn sync_folder_of(&self, path: &Path) -> Result<()> {
+        let folder = folder_of(path);
+        let synced = fs::File::open(&folder).and_then(|handle| handle.sync_all());
+        synced.map_err(|e| Error::io("flush folder", &folder, e))
+    }
+
+    fn lock(&self, path: &Path) -> Result<Lock> {
+        for _ in 0..LOCK_ATTEMPTS {
+            let file = fs::File::create(path).map_err(|e| Error::io("create", path, e))?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(fs::TryLockError::WouldBlock) => {
+                    return Err(Error::Locked {
+                        path: path.to_path_buf(),
+                    });
+                }
+                Err(fs::TryLockError::Error(error)) => return Err(Error::io("lock", path, error)),
+            }
+            // The previous holder may have removed the file between our open and our lock.
+            if same_file(&file, path).map_err(|e| Error::io("inspect", path, e))? {
+                return Ok(Lock {
+                    file,
+                    path: path.to_path_buf(),
+                    process: std::process::id(),
+                });
+            }
+        }
+        Err(Error::Locked {
+            path: path.to_path_buf(),
+        })
+    }
+}
+
+/// Whether `path` leads to the file that `handle` has open.
+fn same_file(handle: &fs::File, path: &Path) -> io::Result<bool> {
+    let opened = handle.metadata()?;
+    match fs::metadata(path) {
+        Ok(found) => Ok((opened.dev(), opened.ino()) == (found.dev(), found.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn written_bytes_are_read_back_at_any_offset() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let mut file = Disk.create(&path).unwrap();
+        Disk.write(&mut file, b"hello world").unwrap();
+        Disk.write_at(&file, 6, b"W").unwrap();
+        Disk.sync(&file).unwrap();
+        let opened = Disk.open(&path).unwrap();
+        let mut out = [0; 5];
+        Disk.read_at(&opened, 6, &mut out).unwrap();
+        assert_eq!(&out, b"World");
+        assert!(matches!(
+            Disk.read_at(&opened, 7, &mut out),
+            Err(Error::Io { .. })
+        ));
+    }
+
+    #[test]
+    fn append_copies_the_asked_bytes_and_reports_a_short_source() {
+        let folder = tempfile::tempdir().unwrap();
+        let (a, b) = (folder.path().join("a"), folder.path().join("b"));
+        let mut source = Disk.create(&a).unwrap();
+        Disk.write(&mut source, b"0123456789").unwrap();
+        let mut target = Disk.create(&b).unwrap();
+        Disk.write(&mut target, b"x").unwrap();
+        Disk.append(&mut target, &mut Disk.open(&a).unwrap(), 4)
+            .unwrap();
+        Disk.write(&mut target, b"y").unwrap();
+        let mut out = [0; 6];
+        Disk.read_at(&Disk.open(&b).unwrap(), 0, &mut out).unwrap();
+        assert_eq!(&out, b"x0123y");
+        let short = Disk.append(&mut target, &mut Disk.open(&a).unwrap(), 11);
+        assert!(matches!(short, Err(Error::Corrupt { .. })), "{short:?}");
+    }
+
+    #[test]
+    fn a_lock_excludes_a_second_holder_until_it_is_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.lock");
+        let first = Disk.lock(&path).unwrap();
+        assert!(matches!(Disk.lock(&path), Err(Error::Locked { .. })));
+        drop(first);
+        assert!(!Disk.exists(&path).unwrap());
+        drop(Disk.lock(&path).unwrap());
+    }
+
+    #[test]
+    fn a_file_renamed_over_is_no_longer_in_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let (a, b) = (folder.path().join("a"), folder.path().join("b"));
+        let first = Disk.create(&a).unwrap();
+        Disk.create(&b).unwrap();
+        assert!(first.is_in_place().unwrap());
+        Disk.rename(&b, &a).unwrap();
+        assert!(!first.is_in_place().unwrap());
+    }
+}
