@@ -26,6 +26,7 @@ ALLOWED_WITHIN_RANK = {
     ("config", "errors"),
     ("registry", "errors"),
     ("vocab", "errors"),
+    ("sampling", "kernels"),
 }
 
 
