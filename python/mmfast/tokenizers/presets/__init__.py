@@ -1,0 +1,1 @@
+"""Presets of `mmfast tokenizer train-image`: YAML files for `FsqTrainingConfig`."""

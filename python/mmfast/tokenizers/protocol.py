@@ -1,0 +1,106 @@
+"""What a visual tokenizer is to the rest of the package, and how one is loaded from a folder.
+
+A tokenizer turns pixels into one or more grids of integer codes and back. A tokenizer's folder holds a
+`config.json` whose `kind` names the class; weights are safetensors, so that loading runs no code.
+"""
+
+import json
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from PIL import Image
+
+from mmfast.errors import CorruptDataError, UsageError
+
+CONFIG_FILE = "config.json"
+_CLASS_OF_KIND = {"fsq": "mmfast.tokenizers.fsq:FsqImageTokenizer"}
+
+
+@runtime_checkable
+class ImageTokenizer(Protocol):
+    """Pixels to codes and back. B batch, C channels, H and W pixels, h and w codes.
+
+    Attributes:
+        levels: number of code grids that one image has.
+        codebook_sizes: number of codes of each level.
+        downsample: pixels per code along each side; H and W must be multiples of it.
+        channels: 1 for grey, 3 for RGB.
+        image_size: (H, W) it was trained at, the default size for preparing data.
+        fingerprint: 16 hexadecimal digits of weights and configuration.
+    """
+
+    @property
+    def levels(self) -> int:
+        """Code grids per image."""
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Codes per level."""
+
+    @property
+    def downsample(self) -> int:
+        """Pixels per code along each side."""
+
+    @property
+    def channels(self) -> int:
+        """1 or 3."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W)."""
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits."""
+
+    def preprocess(self, image: Image.Image, size: int | tuple[int, int]) -> torch.Tensor:
+        """A Pillow image to float32 `[C,H,W]` in [-1, 1] of the given size (or height, width)."""
+
+    def encode(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """`[B,C,H,W]` in [-1, 1] to one int64 `[B,h,w]` per level."""
+
+    def decode(self, codes: Sequence[torch.Tensor]) -> torch.Tensor:
+        """One int64 `[B,h,w]` per level to `[B,C,H,W]`, nominally in [-1, 1]."""
+
+    def save(self, folder: Path) -> None:
+        """Writes a folder that `load_image_tokenizer` reads back to an equal tokenizer."""
+
+
+def load_image_tokenizer(folder: Path | str, *, device: str = "cpu") -> ImageTokenizer:
+    """Loads the tokenizer in `folder`, of whatever kind its `config.json` says.
+
+    Raises:
+        UsageError: no such folder, or nothing there that looks like a tokenizer, or an unknown kind.
+        CorruptDataError: damaged configuration or weights.
+    """
+    folder = Path(folder)
+    kind = read_tokenizer_config(folder).get("kind")
+    if kind not in _CLASS_OF_KIND:
+        raise UsageError(
+            f"{folder / CONFIG_FILE}: unknown tokenizer kind {kind!r}; known: {', '.join(_CLASS_OF_KIND)}"
+        )
+    module, _, name = _CLASS_OF_KIND[kind].partition(":")
+    tokenizer: ImageTokenizer = getattr(import_module(module), name).from_pretrained(
+        folder, device=device
+    )
+    return tokenizer
+
+
+def read_tokenizer_config(folder: Path) -> dict[str, Any]:
+    """The parsed `config.json` of a tokenizer's folder."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise UsageError(
+            f"{folder} holds no image tokenizer ({CONFIG_FILE} is missing); "
+            "`mmfast tokenizer train-image` makes one"
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CorruptDataError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CorruptDataError(f"{path} must hold a JSON object, found {type(config).__name__}")
+    return config

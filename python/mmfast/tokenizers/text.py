@@ -1,0 +1,125 @@
+"""Text to ids and back, by any tokenizer file of the Hugging Face `tokenizers` library.
+
+`train_text_tokenizer` makes a byte-level BPE, which has an id for every byte and so gives back any
+string exactly. An existing `tokenizer.json` plugs in unchanged. A caption that happens to spell one of
+a tokenizer's special tokens is encoded as plain text: data cannot forge control tokens.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from mmfast.errors import BadRecordError, CorruptDataError, UsageError
+
+NUM_BYTES = 256
+
+
+class TextTokenizer:
+    """A loaded tokenizer file.
+
+    Attributes:
+        size: ids are `[0, size)`.
+        fingerprint: 16 hexadecimal digits of the file's bytes; copies of the file share it.
+    """
+
+    def __init__(self, file_bytes: bytes, *, name: str = "tokenizer") -> None:
+        try:
+            self._tokenizer = Tokenizer.from_str(file_bytes.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise CorruptDataError(f"{name} is not UTF-8: {error}") from error
+        except Exception as error:
+            # The library raises plain `Exception` for every fault in the file.
+            raise CorruptDataError(f"{name} is not a tokenizer file: {error}") from error
+        # Padding and truncation stored in the file belong to batches of sentences, not to documents.
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._tokenizer.encode_special_tokens = True
+        self._file_bytes = file_bytes
+        ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        self.size: int = max(ids, default=-1) + 1
+        self.fingerprint: str = hashlib.sha256(file_bytes).hexdigest()[:16]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without tokens that a template would add.
+
+        Raises:
+            BadRecordError: reason `caption_not_unicode` for a lone surrogate, which no encoding of
+                text can hold.
+        """
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text; faster than one by one."""
+        for text in texts:
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise BadRecordError(
+                    "caption_not_unicode", f"text {text[:40]!r} holds a lone surrogate: {error}"
+                ) from error
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [list(encoding.ids) for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; bytes that are no UTF-8 become U+FFFD, ids without an entry are left out."""
+        text: str = self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+        return text
+
+    def save(self, path: Path) -> None:
+        """Writes the very bytes it was loaded from, by temporary file and rename."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("wb") as file:
+            file.write(self._file_bytes)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+
+def load_text_tokenizer(path: Path | str) -> TextTokenizer:
+    """Loads a `tokenizer.json`, given the file or the folder it lies in.
+
+    Raises:
+        UsageError: there is no such file.
+        CorruptDataError: it is not a tokenizer file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    if not path.is_file():
+        raise UsageError(
+            f"there is no text tokenizer {path}; `mmfast tokenizer train-text` makes one"
+        )
+    return TextTokenizer(path.read_bytes(), name=str(path))
+
+
+def train_text_tokenizer(texts: Iterable[str], *, vocab_size: int) -> TextTokenizer:
+    """Trains a byte-level BPE on `texts`; the result has at most `vocab_size` ids.
+
+    Texts that are not valid Unicode are passed over. The same texts in the same order give the same
+    file.
+    """
+    if vocab_size < NUM_BYTES:
+        raise UsageError(
+            f"a byte-level vocabulary needs at least {NUM_BYTES} ids, not {vocab_size}"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=[],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_valid(texts), trainer)
+    return TextTokenizer(tokenizer.to_str(pretty=True).encode())
+
+
+def _valid(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        if not any(0xD800 <= ord(character) <= 0xDFFF for character in text):
+            yield text

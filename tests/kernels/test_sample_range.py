@@ -1,0 +1,75 @@
+"""Gates of the `sample_range` kernel: interpreter against reference, ahead-of-time compile, GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed; it comes with CUDA builds of torch")
+
+HERE = Path(__file__).parent
+
+
+def run_script(name: str, *arguments: str, cache: Path, interpret: bool) -> dict | list:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
+    if interpret:
+        environment["TRITON_INTERPRET"] = "1"
+    done = subprocess.run(
+        [sys.executable, str(HERE / name), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_interpreter_equals_the_reference_on_random_configurations(tmp_path):
+    outcome = run_script("interpret_sample_range.py", "120", cache=tmp_path, interpret=True)
+    assert outcome["num_configurations"] == 120
+    assert outcome["num_rows"] >= 120
+    assert outcome["different"] == []
+
+
+@pytest.mark.aot
+@pytest.mark.slow
+def test_every_variant_compiles_without_spills_or_inexact_instructions(tmp_path):
+    results = run_script("compile_sample_range.py", cache=tmp_path, interpret=False)
+    assert {r["capability"] for r in results} == {80, 90, 100}
+    for r in results:
+        assert r["registers"] <= 255, r
+        assert r["stack_bytes"] == r["local_bytes"] == 0, f"registers spilled: {r}"
+        assert r["shared_bytes"] <= 99 * 1024, r
+        assert r["num_fused"] == r["num_fma_ptx"] == 0, f"a fused multiply-add: {r}"
+        assert r["num_flushing"] == r["num_ftz_ptx"] == 0, f"flushes subnormals: {r}"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("width", [33, 2048, 8192])
+def test_gpu_equals_the_reference(width):
+    from mmfast.sampling import sample
+
+    generator = torch.Generator().manual_seed(width)
+    logits, uncond = torch.randn(2, 64, width, generator=generator).to(torch.bfloat16) * 3
+    arguments = {
+        "guidance_scale": 3.0,
+        "temperature": 0.9,
+        "top_k": 1 + torch.arange(64) * 20,
+        "top_p": 0.9,
+        "min_p": 0.001,
+        "seeds": torch.arange(64),
+        "steps": 5,
+    }
+    expected = sample(logits, uncond, backend="torch", **arguments)
+    found = sample(logits.cuda(), uncond.cuda(), backend="triton", **arguments)
+    assert torch.equal(expected.tokens, found.tokens.cpu())
+    assert torch.equal(expected.num_kept, found.num_kept.cpu())
+    assert torch.equal(expected.logprobs, found.logprobs.cpu())

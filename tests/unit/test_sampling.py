@@ -1,0 +1,291 @@
+"""`sample`: what it keeps, what it draws, and that a row's result is its own."""
+
+import math
+from dataclasses import fields
+
+import pytest
+import torch
+
+from mmfast.sampling import (
+    STATUS_EMPTY,
+    STATUS_EXCLUDED,
+    STATUS_INFINITE,
+    SampleOutput,
+    SamplingParams,
+    sample,
+    sample_prepared,
+)
+
+
+def random_logits(rows: int, width: int, *, seed: int = 0, spread: float = 3.0) -> torch.Tensor:
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)) * spread
+
+
+def kept_sets(logits: torch.Tensor, *, num_draws: int = 400, **arguments) -> list[set[int]]:
+    """Ids that ever come out, with temperature and filters as given: a lower bound of each set."""
+    found: list[set[int]] = [set() for _ in logits]
+    for step in range(num_draws):
+        tokens = sample(logits, seeds=1, steps=step, **arguments).tokens
+        for row, token in zip(found, tokens.tolist(), strict=True):
+            row.add(token)
+    return found
+
+
+def assert_rows_equal(a: SampleOutput, b: SampleOutput, rows_a=slice(None), rows_b=slice(None)):
+    for field in fields(SampleOutput):
+        assert torch.equal(getattr(a, field.name)[rows_a], getattr(b, field.name)[rows_b])
+
+
+def test_a_row_does_not_depend_on_the_batch():
+    logits, uncond = random_logits(12, 300), random_logits(12, 300, seed=1)
+    arguments = {
+        "temperature": torch.linspace(0.2, 2, 12),
+        "top_k": torch.arange(12) * 7,
+        "top_p": torch.linspace(0.3, 1.2, 12),
+        "guidance_scale": torch.linspace(-1, 5, 12),
+        "seeds": torch.arange(12) - 3,
+        "steps": torch.arange(12) * 5,
+    }
+    whole = sample(logits, uncond, **arguments)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(2))
+    shuffled = sample(logits[order], uncond[order], **{k: v[order] for k, v in arguments.items()})
+    assert_rows_equal(whole, shuffled, order)
+    for row in range(12):
+        one = slice(row, row + 1)
+        alone = sample(logits[one], uncond[one], **{k: v[one] for k, v in arguments.items()})
+        assert_rows_equal(whole, alone, one)
+
+
+def test_filters_keep_what_a_float64_sort_keeps():
+    checked = 0
+    for seed in range(30):
+        logits = random_logits(8, 257, seed=seed)
+        generator = torch.Generator().manual_seed(seed)
+        top_k = torch.randint(0, 300, (8,), generator=generator)
+        top_p = torch.rand(8, generator=generator, dtype=torch.float64)
+        min_p = torch.rand(8, generator=generator, dtype=torch.float64) * 0.02
+        temperature = 0.3 + torch.rand(8, generator=generator, dtype=torch.float64)
+        out = sample(
+            logits,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seeds=seed,
+            steps=0,
+        )
+        for row in range(8):
+            z, ids = (logits[row].double() / temperature[row]).sort(descending=True, stable=True)
+            k = int(top_k[row]) or 257
+            probabilities = z[:k].softmax(-1)
+            before = probabilities.cumsum(-1) - probabilities
+            margin = (before - top_p[row]).abs().min()
+            likely = probabilities / probabilities[0] >= min_p[row]
+            if (
+                margin < 2**-20
+                or (probabilities / probabilities[0] - min_p[row]).abs().min() < 1e-6
+            ):
+                continue
+            kept = (before < top_p[row]) & likely
+            assert int(kept.sum()) == int(out.num_kept[row])
+            assert int(out.tokens[row]) in ids[:k][kept].tolist()
+            chosen = (ids[:k] == out.tokens[row]).nonzero()[0, 0]
+            expected = (probabilities[chosen] / probabilities[kept].sum()).log()
+            assert out.logprobs[row].item() == pytest.approx(expected.item(), abs=1e-5)
+            checked += 1
+    assert checked > 200
+
+
+def test_top_k_ties_by_index_or_kept():
+    logits = torch.tensor([[1.0, 5.0, 3.0, 3.0, 3.0, 0.0]])
+    assert kept_sets(logits, top_k=3) == [{1, 2, 3}]
+    assert kept_sets(logits, top_k=3, ties="keep") == [{1, 2, 3, 4}]
+
+
+def test_top_p_cuts_ties_by_index_and_keeps_at_least_one():
+    flat = torch.zeros(1, 8)
+    assert kept_sets(flat, top_p=0.5) == [{0, 1, 2, 3}]
+    assert kept_sets(flat, top_p=0.501) == [{0, 1, 2, 3, 4}]
+    assert kept_sets(flat, top_p=0.0) == [{0}]
+
+
+def test_min_p_before_top_p_changes_the_nucleus():
+    logits = torch.tensor([[0.5, 0.2, 0.15, 0.15]]).log()
+    hf = sample(logits, top_p=0.69, min_p=0.35, seeds=0, steps=0)
+    vllm = sample(logits, top_p=0.69, min_p=0.35, seeds=0, steps=0, order="vllm")
+    assert (hf.num_kept.item(), vllm.num_kept.item()) == (2, 1)
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 5, 40])
+@pytest.mark.parametrize("temperature", [0.5, 1.7])
+def test_kept_counts_equal_transformers_processors(top_k, temperature):
+    from transformers import (
+        LogitsProcessorList,
+        MinPLogitsWarper,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    # Coarse values make ties; the processors keep ties of top-k.
+    logits = random_logits(16, 100, seed=4).mul(2).round() / 2
+    steps = [TemperatureLogitsWarper(temperature)]
+    steps += [TopKLogitsWarper(top_k)] if top_k else []
+    steps += [TopPLogitsWarper(0.83), MinPLogitsWarper(0.01)]
+    scores = LogitsProcessorList(steps)(None, logits.clone())
+    out = sample(
+        logits, temperature=temperature, top_k=top_k, top_p=0.83, min_p=0.01, ties="keep",
+        seeds=0, steps=0,
+    )  # fmt: skip
+    assert torch.equal(torch.isfinite(scores).sum(-1), out.num_kept)
+
+
+def test_guidance_gives_the_documented_logits():
+    conditional = torch.tensor([[3, 2.5, 2, 0.5, -1, -3]])
+    unconditional = torch.tensor([[2, 2.5, 0, 0.5, -2, -1]])
+    guided = torch.tensor([[5, 2.5, 6, 0.5, 1, -7.0]])
+    arguments = {"seeds": torch.tensor([3]), "steps": torch.tensor([0]), "temperature": 2.0}
+    for step in range(50):
+        arguments["steps"] = torch.tensor([step])
+        a = sample(conditional, unconditional, guidance_scale=3.0, **arguments)
+        assert_rows_equal(a, sample(guided, **arguments))
+
+
+def test_streams_mix_in_listed_order_and_unread_ones_are_ignored():
+    c, f, u = (random_logits(4, 50, seed=s) for s in range(3))
+    arguments = {"seeds": 0, "steps": 0}
+    mixed = u + torch.tensor(1.5) * (c - u)
+    mixed = mixed + torch.tensor(0.5) * (f - u)
+    two = sample(c, u, streams=[f], guidance_scale=(1.5, 0.5), **arguments)
+    assert_rows_equal(two, sample(mixed, **arguments))
+    nan = torch.full_like(u, math.nan)
+    plain = sample(c, **arguments)
+    assert_rows_equal(plain, sample(c, nan, guidance_scale=1.0, **arguments))
+    assert_rows_equal(plain, sample(c, nan, streams=[nan], guidance_scale=(1.0, 0), **arguments))
+    assert_rows_equal(sample(u, **arguments), sample(nan, u, guidance_scale=0.0, **arguments))
+
+
+def test_a_sliced_range_equals_a_mask():
+    logits = random_logits(6, 90)
+    logits[:, :20] = 100.0
+    arguments = {"top_k": 30, "top_p": 0.9, "seeds": torch.arange(6), "steps": 2}
+    by_range = sample(logits, allowed=(20, 70), **arguments)
+    assert by_range.tokens.min() >= 20
+    mask = torch.zeros(90, dtype=torch.bool)
+    mask[20:70] = True
+    for allowed in (mask, mask.expand(6, 90), torch.tensor([[20, 70]]).expand(6, 2)):
+        assert_rows_equal(by_range, sample(logits, allowed=allowed, **arguments))
+    sliced = sample(logits[:, 20:70].contiguous(), **arguments)
+    assert torch.equal(by_range.tokens, sliced.tokens + 20)
+
+
+def test_unusual_values_have_defined_results_and_a_status():
+    nan, inf = math.nan, math.inf
+    logits = torch.tensor(
+        [[nan, 1, -inf, 2], [0, inf, 5, inf], [nan, -inf, nan, -inf], [0.0, 1, 2, 3]]
+    )
+    out = sample(logits, top_k=2, seeds=0, steps=0)
+    assert out.status.tolist() == [STATUS_EXCLUDED, STATUS_INFINITE, 5, 0]
+    assert STATUS_EXCLUDED + STATUS_EMPTY == 5
+    assert out.tokens[0].item() in (1, 3)
+    assert out.tokens[1:3].tolist() == [1, 0]
+    assert out.num_kept.tolist() == [2, 1, 0, 2]
+    assert out.logprobs[2].item() == -inf
+    nothing = sample(logits, allowed=torch.zeros(4, dtype=torch.bool), seeds=0, steps=0)
+    assert nothing.status.tolist() == [STATUS_EMPTY] * 4
+
+
+def test_greedy_takes_the_lowest_of_the_largest():
+    logits = torch.tensor([[1.0, 7.0, 7.0], [-0.0, 0.0, -1.0], [1e-40, 0.0, -1.0]])
+    for temperature in (0.0, 1e-45):
+        out = sample(logits, temperature=temperature, seeds=0, steps=0)
+        assert out.tokens.tolist() == [1, 0, 0]
+        assert out.logprobs.tolist() == [0.0, 0.0, 0.0]
+    near = torch.tensor([[0.0, 1e-4]])
+    assert sample(near, temperature=1e-6, order="vllm", seeds=0, steps=0).tokens.item() == 1
+    assert kept_sets(torch.zeros(1, 3), temperature=math.inf) == [{0, 1, 2}]
+
+
+def test_frequencies_follow_the_distribution():
+    probabilities = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.04, 0.01])
+    num_draws = 40_000
+    logits = probabilities.log().expand(num_draws, 6)
+    tokens = sample(logits, seeds=7, steps=torch.arange(num_draws)).tokens
+    counts = tokens.bincount(minlength=6).double()
+    expected = probabilities.double() * num_draws
+    chi_square = ((counts - expected) ** 2 / expected).sum().item()
+    # 5 degrees of freedom: p = 1e-3 at 20.5; the seed is fixed, so this cannot flake
+    assert chi_square < 20.5
+
+
+def test_far_tail_is_reached_as_often_as_it_should_be():
+    # 20,000 ids 17 nats below one: together 8.3e-4 of the mass, each far below float32's grid.
+    logits = torch.full((1, 20_001), -17.0)
+    logits[0, 0] = 0.0
+    tokens = [sample(logits, seeds=11, steps=step).tokens.item() for step in range(4000)]
+    hits = sum(token != 0 for token in tokens)
+    mean = 4000 * 20_000 * math.exp(-17) / (1 + 20_000 * math.exp(-17))
+    assert abs(hits - mean) < 4 * math.sqrt(mean)
+
+
+def test_flush_to_zero_hardware_gives_the_same():
+    logits = random_logits(8, 200) * 1e-38
+    arguments = {"guidance_scale": 3.0, "temperature": 1e-38, "seeds": torch.arange(8), "steps": 0}
+    uncond = random_logits(8, 200, seed=3) * 1e-38
+    expected = sample(logits, uncond, **arguments)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this CPU cannot flush subnormals")
+    try:
+        found = sample(logits, uncond, **arguments)
+    finally:
+        torch.set_flush_denormal(False)
+    assert_rows_equal(expected, found)
+
+
+def test_prepared_parameters_can_be_joined():
+    logits = random_logits(2, 40)
+    parts = [SamplingParams.prepare(1, temperature=0.5), SamplingParams.prepare(1, top_k=3)]
+    seeds, steps = torch.tensor([1, 2]), torch.tensor([0, 0])
+    joined = sample_prepared(
+        logits, params=SamplingParams.concatenate(parts), seeds=seeds, steps=steps
+    )
+    direct = sample(
+        logits, temperature=torch.tensor([0.5, 1]), top_k=torch.tensor([0, 3]), seeds=seeds, steps=0
+    )
+    assert_rows_equal(direct, joined)
+
+
+def test_an_empty_batch_gives_an_empty_result():
+    assert sample(torch.zeros(0, 5), seeds=0, steps=0).tokens.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": math.nan}, "temperature is nan"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"top_k": 1.5}, "whole number"),
+        ({"top_p": -0.1}, "top_p is -0.1"),
+        ({"min_p": 1.1}, "min_p is 1.1"),
+        ({"guidance_scale": 2.0}, "needs? the unconditional"),
+        ({"guidance_scale": math.inf}, "guidance_scale is inf"),
+        ({"top_k": torch.tensor([1, 2, 3])}, "must be a number or have 2 rows"),
+        ({"allowed": (3, 3)}, "empty or outside"),
+        ({"allowed": (0, 11)}, "empty or outside"),
+        ({"allowed": torch.ones(3, dtype=torch.bool)}, "allowed mask"),
+        ({"seeds": torch.zeros(3, dtype=torch.int64)}, "seeds is"),
+        ({"order": "alphabetical"}, "order is"),
+        ({"backend": "abacus"}, "backend is"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sample(torch.zeros(2, 10), **({"seeds": 0, "steps": 0} | arguments))
+
+
+def test_logits_of_the_wrong_kind_are_refused():
+    with pytest.raises(ValueError, match="float32"):
+        sample(torch.zeros(2, 3, dtype=torch.int64), seeds=0, steps=0)
+    with pytest.raises(ValueError, match="524287"):
+        sample(torch.zeros(1, 2**19), seeds=0, steps=0)
