@@ -5,7 +5,6 @@ differs is how they come to be: ids outside the dtype are an error instead of wr
 appears at once when it is complete, and until then whatever was there stays.
 """
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -70,6 +69,7 @@ class IndexedDatasetBuilder:
         self.prefix.parent.mkdir(parents=True, exist_ok=True)
         self._writer = DatasetWriter(self.prefix, self.dtype.name, multimodal)
         self._written: Written | None = None
+        self._is_open = True
 
     @property
     def written(self) -> Written:
@@ -116,11 +116,13 @@ class IndexedDatasetBuilder:
 
     def finalize(self) -> Written:
         """Makes everything durable and publishes it: the pair replaces an old one as a whole."""
+        self._is_open = False
         self._written = Written(*self._writer.finish())
         return self._written
 
     def abort(self) -> None:
         """Gives up: nothing is published, and what was there before stays. Harmless when finished."""
+        self._is_open = False
         self._writer.abort()
 
     def __enter__(self) -> Self:
@@ -132,10 +134,10 @@ class IndexedDatasetBuilder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with contextlib.ExitStack() as at_last:
-            at_last.callback(self.abort)
-            if kind is None and self._written is None:
-                self.finalize()
+        if kind is None and self._is_open:
+            self.finalize()
+        else:
+            self.abort()
 
     def _add(
         self,
