@@ -229,6 +229,12 @@ def test_an_unfinished_document_cannot_be_finalized(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="already finished or aborted"):
         builder.end_document()
+    builder = IndexedDatasetBuilder(tmp_path / "a")
+    builder.add_item([1])
+    with pytest.raises(ValueError, match="end_document"):
+        builder.finalize()
+    builder.end_document()
+    assert builder.finalize() == (1, 1, 1)
 
 
 def test_an_unknown_dtype_and_a_file_name_for_a_prefix_are_refused(tmp_path: Path) -> None:

@@ -115,9 +115,14 @@ class IndexedDatasetBuilder:
         self._writer.add_dataset(Path(prefix))
 
     def finalize(self) -> Written:
-        """Makes everything durable and publishes it: the pair replaces an old one as a whole."""
-        self._is_open = False
+        """Makes everything durable and publishes it: the pair replaces an old one as a whole.
+
+        Raises:
+            ValueError: the last document was not ended; end it and finalize again.
+            OSError: the disk failed or is full; nothing is published.
+        """
         self._written = Written(*self._writer.finish())
+        self._is_open = False
         return self._written
 
     def abort(self) -> None:
@@ -134,9 +139,10 @@ class IndexedDatasetBuilder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is None and self._is_open:
-            self.finalize()
-        else:
+        try:
+            if kind is None and self._is_open:
+                self.finalize()
+        finally:
             self.abort()
 
     def _add(
