@@ -1,7 +1,8 @@
 """Writes datasets with mmfast and, beside each, what they hold as a plain `.npz`.
 
 `check_megatron.py` reads both in an environment of its own, where megatron-core is installed and
-mmfast is not. Usage: `python tests/peers/datasets.py FOLDER`
+mmfast is not. Usage: `python tests/peers/datasets.py FOLDER [PREFIX...]`; a dataset that exists
+already can be named by its prefix, and gets its `.npz` too.
 """
 
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmfast.data import IndexedDatasetBuilder, merge_datasets
+from mmfast.data import IndexedDataset, IndexedDatasetBuilder, merge_datasets
 
 NUM_DOCUMENTS = 200
 DTYPES = ("uint8", "int8", "int16", "int32", "int64", "float64", "float32", "uint16")
@@ -46,6 +47,21 @@ def write(prefix: Path, content: dict[str, np.ndarray], *, multimodal: bool) -> 
     np.savez(f"{prefix}.npz", multimodal=multimodal, parts=[], **content)
 
 
+def describe(prefix: str) -> None:
+    """Writes what an existing dataset holds, as mmfast reads it."""
+    dataset = IndexedDataset(prefix)
+    modes = dataset.sequence_modes
+    np.savez(
+        f"{prefix}.npz",
+        flat=dataset.tokens,
+        lengths=dataset.sequence_lengths,
+        document_lengths=np.diff(dataset.document_indices),
+        modes=np.zeros(len(dataset), np.uint8) if modes is None else modes,
+        multimodal=dataset.multimodal,
+        parts=[],
+    )
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,6 +79,8 @@ def main() -> None:
     merge_datasets(folder / "merged", [folder / part for part in parts])
     whole = {name: np.concatenate([c[name] for c in contents]) for name in contents[0]}
     np.savez(folder / "merged.npz", multimodal=True, parts=parts, **whole)
+    for prefix in sys.argv[2:]:
+        describe(prefix)
 
 
 if __name__ == "__main__":
