@@ -1,5 +1,6 @@
 //! The extension module `mmfast._mmfast`: a list of signatures over `mmfast-core`.
 
+mod dataset;
 mod error;
 mod gil;
 
@@ -8,6 +9,9 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 mod _mmfast {
     use super::{Bound, PyModule, PyModuleMethods, PyResult};
+
+    #[pymodule_export]
+    use super::dataset::{DatasetReader, DatasetWriter, merge_datasets};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
