@@ -1,7 +1,6 @@
-"""Runs a recipe over its input with any number of processes, to one dataset whose bytes do not depend
-on that number.
+"""Runs a recipe over its input with any number of processes, to one dataset.
 
-The input is cut into shards of a fixed number of records. Rank r of R writes shards r, r+R, …, each a
+The bytes written do not depend on the number of processes. The input is cut into shards of a fixed number of records. Rank r of R writes shards r, r+R, …, each a
 small dataset of its own with a JSON file of counts beside it. When all are there, rank 0 joins them in
 input order and publishes the dataset, its `.idx` last. A shard is finished when its JSON file exists,
 so a job that was killed goes on where it stopped.
@@ -29,56 +28,13 @@ from mmfast.console import log, progress
 from mmfast.data import IndexedDatasetBuilder
 from mmfast.distributed import barrier, process_group, rank, world_size
 from mmfast.errors import BadRecordError, InternalError, MmfastError, UsageError
+from mmfast.prepare.options import JobOptions
 from mmfast.prepare.protocol import Document, Preparation
 
 FORMAT_VERSION = 1
 DTYPE = "int32"
 # The last rank may work for days on its share while the first one waits.
 BARRIER_TIMEOUT = timedelta(days=30)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class JobOptions:
-    """How to run, apart from what to prepare; none of it but `shard_records` can change a byte."""
-
-    output: Path = dataclasses.field(
-        metadata={"help": "Prefix of the dataset: OUTPUT.bin and OUTPUT.idx are written."}
-    )
-    shard_records: int = dataclasses.field(
-        default=1024, metadata={"help": "Records per shard, the unit of work and of resuming."}
-    )
-    max_bad_fraction: float = dataclasses.field(
-        default=0.05, metadata={"help": "Share of bad records above which the job fails."}
-    )
-    num_examples: int = dataclasses.field(
-        default=5, metadata={"help": "Bad records described in the report, per reason."}
-    )
-    overwrite: bool = dataclasses.field(
-        default=False, metadata={"help": "Replace a dataset or shards of another plan."}
-    )
-
-    def __post_init__(self) -> None:
-        if not self.output.name or str(self.output).endswith("/") or self.output.is_dir():
-            raise UsageError(f"--output must be FOLDER/NAME, not the folder {self.output}")
-        if self.shard_records < 1 or self.num_examples < 0:
-            raise UsageError("--shard-records must be 1 or more, --num-examples 0 or more")
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise UsageError("--max-bad-fraction must lie between 0 and 1")
-
-    @property
-    def shards_folder(self) -> Path:
-        """Where unfinished work lies."""
-        return self.output.with_name(self.output.name + ".shards")
-
-    @property
-    def report_path(self) -> Path:
-        """The job's report."""
-        return self.output.with_name(self.output.name + ".prepare.json")
-
-    @property
-    def index_path(self) -> Path:
-        """The file whose presence says that the dataset is complete."""
-        return self.output.with_name(self.output.name + ".idx")
 
 
 def describe_job(preparation: Preparation, options: JobOptions) -> dict[str, Any]:
@@ -184,7 +140,9 @@ def _write_shards(preparation: Preparation, options: JobOptions, fingerprint: st
     mine = range(rank(), _num_shards(preparation, options), world_size())
     most_bad = options.max_bad_fraction * num_records
     num_bad = 0
-    with progress("preparing", total=_records_of(mine, num_records, options), unit="records") as job:
+    with progress(
+        "preparing", total=_records_of(mine, num_records, options), unit="records"
+    ) as job:
         for shard in mine:
             records = _shard_records(shard, num_records, options)
             done = _finished_shard(options, shard, fingerprint)

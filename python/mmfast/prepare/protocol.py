@@ -11,7 +11,6 @@ from typing import Any, Protocol
 from mmfast.data.segment import Segment
 from mmfast.errors import BadRecordError
 
-
 Document = Sequence[Segment]
 Skip = Callable[[int, BadRecordError], None]
 

@@ -1,4 +1,4 @@
-"""Images with captions to documents, in the layout of CM3Leon (Yu et al. 2023, arXiv:2309.02591):
+"""Images with captions to documents, in the layout of CM3Leon (Yu et al. 2023, arXiv:2309.02591).
 
     [eos] caption ids [break]    mode 0, text
     h*w image ids                mode 1, image; atomic
@@ -70,9 +70,7 @@ class FolderPreparation:
         torch.set_num_threads(options.threads)
         if options.device.startswith("cuda") and not torch.cuda.is_available():
             raise UsageError(f"--device {options.device}: this machine has no CUDA device")
-        self._image_tokenizer = load_image_tokenizer(
-            options.image_tokenizer, device=options.device
-        )
+        self._image_tokenizer = load_image_tokenizer(options.image_tokenizer, device=options.device)
         self._text_tokenizer = load_text_tokenizer(options.text_tokenizer)
         tokenizer = self._image_tokenizer
         if tokenizer.levels != 1:
@@ -191,18 +189,28 @@ class FolderPreparation:
         image = open_image(sample.image, limits=self._limits)
         pixels = self._image_tokenizer.preprocess(image, self._size)
         views = []
-        for copy in range(options.copies):
+        for copy, seen in enumerate(self._copies(record, pixels)):
             chosen = captions
             if options.caption_choice == "random":
                 generator = keyed_generator(options.seed, "caption choice", record, copy)
                 chosen = [captions[int(generator.integers(len(captions)))]]
-            seen = pixels
-            if copy > 0 and options.augment == "affine":
-                generator = keyed_generator(options.seed, "affine view", record, copy)
-                matrix = affine_matrices(generator.random((1, NUM_AFFINE_DRAWS)), AffineRange())
-                seen = warp(pixels[None], matrix)[0]
             views.append(_View(seen, chosen))
         return views
+
+    def _copies(self, record: int, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """The image `[C,H,W]` as it is, then its random views."""
+        num_views = self._options.copies - 1
+        if num_views == 0 or self._options.augment == "none":
+            return [pixels] * (num_views + 1)
+        seed = self._options.seed
+        draws = np.stack(
+            [
+                keyed_generator(seed, "affine view", record, copy).random(NUM_AFFINE_DRAWS)
+                for copy in range(1, num_views + 1)
+            ]
+        )
+        same = pixels.expand(num_views, *pixels.shape)
+        return [pixels, *warp(same, affine_matrices(draws, AffineRange()))]
 
     def _encoded(self, views: list[_View]) -> Iterator[Document]:
         """Documents of at most one batch; a short one is filled up, so that every call has one shape."""

@@ -146,8 +146,8 @@ class TarShards:
     """WebDataset shards: neighbouring members that share a name up to the first dot are one record.
 
     Nothing is unpacked: members are read in place, so their names are never paths. Links and special
-    files inside an archive are ignored. An archive that ends too early gives its whole records and one
-    bad record `tar_broken`.
+    files inside an archive are ignored. An archive that ends too early gives its whole records; what is
+    cut off, and the damage itself, are bad records `tar_broken`.
     """
 
     def __init__(self, path: Path, *, caption_field: str) -> None:
@@ -186,10 +186,15 @@ class TarShards:
 
     def _read(self, number: int, member: _Member, limit: int, reason: str) -> bytes:
         if member.size > limit:
-            raise BadRecordError(reason, f"a member of {self._paths[number]} is over {limit:,} bytes")
+            raise BadRecordError(
+                reason, f"a member of {self._paths[number]} is over {limit:,} bytes"
+            )
         with self._paths[number].open("rb") as file:
             file.seek(member.offset)
-            return file.read(member.size)
+            content = file.read(member.size)
+        if len(content) < member.size:
+            raise BadRecordError("tar_broken", f"{self._paths[number]} ends within a member")
+        return content
 
 
 def _tar_records(path: Path) -> list[tuple[str, dict[str, _Member]]]:
