@@ -6,9 +6,11 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DatasetReader", "DatasetWriter", "__version__", "merge_datasets"]
+__all__ = ["DatasetReader", "DatasetWriter", "__build__", "__version__", "merge_datasets"]
 
 __version__: str
+# Profile, target and compiler, for people: `release x86_64-linux, rustc 1.95.0 (…)`.
+__build__: str
 
 @final
 class DatasetWriter:
