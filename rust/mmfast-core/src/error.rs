@@ -67,6 +67,9 @@ pub enum Error {
     /// An argument cannot be used.
     #[error("{0}")]
     InvalidArgument(String),
+    /// Data and model do not share a vocabulary.
+    #[error("{0}")]
+    VocabularyMismatch(String),
     /// A saved state belongs to another stream.
     #[error("the saved data state does not fit this stream: {0}")]
     StateMismatch(String),

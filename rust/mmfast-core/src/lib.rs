@@ -6,6 +6,11 @@
 
 pub mod error;
 pub mod indexed;
+pub mod objective;
+pub mod order;
+pub mod pack;
+pub mod random;
+pub mod stream;
 pub mod vfs;
 
 pub use error::{Error, Result};

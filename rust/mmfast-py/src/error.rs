@@ -15,6 +15,7 @@ pub(crate) fn to_py(error: Error) -> PyErr {
         },
         Error::Corrupt { .. } => house_error("CorruptDataError", text),
         Error::UnsupportedFormat { .. } => house_error("FormatVersionError", text),
+        Error::VocabularyMismatch(_) => house_error("VocabularyMismatchError", text),
         Error::Locked { .. } => house_error("UsageError", text),
         Error::StateMismatch(_) => house_error("StateMismatchError", text),
         Error::IndexOutOfRange { .. } => PyIndexError::new_err(text),
