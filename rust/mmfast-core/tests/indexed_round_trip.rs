@@ -120,7 +120,7 @@ fn arbitrary_dataset() -> impl Strategy<Value = (Dtype, bool, Documents)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn what_is_written_is_read_back((dtype, has_modes, documents) in arbitrary_dataset()) {
