@@ -2,12 +2,19 @@
 
 mod error;
 mod gil;
+mod loader;
+mod objective;
 
 use pyo3::prelude::*;
 
 #[pymodule(gil_used = false)]
 mod _mmfast {
     use super::{Bound, PyModule, PyModuleMethods, PyResult};
+
+    #[pymodule_export]
+    use super::loader::BatchLoader;
+    #[pymodule_export]
+    use super::objective::Objective;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
