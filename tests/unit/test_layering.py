@@ -16,7 +16,8 @@ RANKS = [
     {"objectives", "models"},
     {"train", "generate", "retrieval", "prepare"},
     {"recipes"},
-    {"evaluate", "report"},
+    {"evaluate"},
+    {"report", "diagnosis"},
     {"cli"},
 ]
 RANK_OF_ROOM = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}

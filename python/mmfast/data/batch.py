@@ -86,5 +86,5 @@ class Batch:
         return self._map(torch.Tensor.pin_memory)
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
-        tensors = {name: function(getattr(self, name)) for name in TENSOR_FIELDS}
+        tensors: dict[str, Any] = {name: function(getattr(self, name)) for name in TENSOR_FIELDS}
         return dataclasses.replace(self, **tensors)

@@ -104,6 +104,14 @@ class Loader(IterableDataset[Batch]):
     ) -> None:
         super().__init__()
         entries = [s if isinstance(s, Source) else Source(s) for s in sources]
+        if not entries:
+            raise ValueError("a loader needs at least one source")
+        _require_unsigned(seed=(seed, 64), window_documents=(window_documents, 64))
+        _require_unsigned(bin_tokens=(bin_tokens, 32), global_batch_bins=(global_batch_bins, 32))
+        _require_unsigned(rank=(rank, 32), world_size=(world_size, 32))
+        _require_unsigned(prefetch_batches=(prefetch_batches, 16))
+        for entry in entries:
+            _require_unsigned(max_epochs=(entry.max_epochs or 0, 32))
         prefixes = [Path(entry.prefix) for entry in entries]
         self.vocabulary = _shared_vocabulary(prefixes, vocabulary)
         has_pad = self.vocabulary is not None and "pad" in self.vocabulary
@@ -171,6 +179,13 @@ class Loader(IterableDataset[Batch]):
     def close(self) -> None:
         """Ends the threads. The loader can still be used and starts them again."""
         self._native.stop()
+
+
+def _require_unsigned(**values_and_bits: tuple[int, int]) -> None:
+    """Raises `ValueError` for the first value that is not a whole number of at most so many bits."""
+    for name, (value, bits) in values_and_bits.items():
+        if not isinstance(value, int) or not 0 <= value < 2**bits:
+            raise ValueError(f"{name} is a whole number from 0 to 2^{bits} - 1, found {value!r}")
 
 
 def _shared_vocabulary(prefixes: Sequence[Path], given: Vocabulary | None) -> Vocabulary | None:

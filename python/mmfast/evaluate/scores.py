@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmfast.errors import CorruptDataError
+
 FORMAT_VERSION = 1
 _NORMAL_95 = 1.959964
 
@@ -97,6 +99,22 @@ class Score:
             ],
         }
 
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], relative_to: Path) -> "Score":
+        """Reads the JSON form; `ValueError`, `KeyError` or `TypeError` for anything else."""
+        readings = [
+            Reading(
+                image=str(r["image"]),
+                label=str(r["label"]),
+                read=None if r["read"] is None else str(r["read"]),
+                caption=str(r["caption"]) if "caption" in r else None,
+            )
+            for r in data["readings"]
+        ]
+        if not readings:
+            raise ValueError("a score without readings")
+        return cls(manifest=relative_to / str(data["manifest"]), readings=readings)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -145,6 +163,41 @@ class Evaluation:
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Evaluation":
+        """Reads what `save` wrote; figures are counted anew from the readings.
+
+        Raises:
+            CorruptDataError: the file is not an evaluation, or of another format version.
+        """
+        folder = path.parent
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data["format_version"] != FORMAT_VERSION:
+                raise CorruptDataError(
+                    f"{path}: evaluation format {data['format_version']!r} is not {FORMAT_VERSION}; "
+                    "evaluate again"
+                )
+            optional = {
+                name: Score.from_dict(data[name], folder) if name in data else None
+                for name in ("reconstructions", "captions")
+            }
+            return cls(
+                judge=Score.from_dict(data["judge"], folder),
+                num_train=int(data["judge"]["num_train"]),
+                judge_size=int(data["judge"]["size"]),
+                images={
+                    str(name): Score.from_dict(score, folder)
+                    for name, score in data["images"].items()
+                },
+                seconds=float(data["seconds"]),
+                **optional,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise CorruptDataError(
+                f"{path} is not an evaluation: {type(error).__name__}: {error}"
+            ) from error
 
 
 def _relative(path: Path, folder: Path) -> str:

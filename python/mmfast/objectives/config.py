@@ -4,13 +4,14 @@ import dataclasses
 from typing import Literal
 
 from mmfast import _mmfast
+from mmfast.data.segment import IMAGE, TEXT
 from mmfast.errors import UsageError
 from mmfast.vocab import Vocabulary
 
 SEPARATOR_ROLES = ("bos", "eos", "break")
 """Special tokens that end a segment and are never part of a span."""
 
-MODALITY_NUMBERS = {"text": 0, "image": 1}
+MODALITY_NUMBERS = {"text": TEXT, "image": IMAGE}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from mmfast.data.segment import IMAGE, MODALITY_BITS, NO_LOSS, TEXT
 from mmfast.objectives.config import (
     MODALITY_NUMBERS,
     Cm3,
@@ -21,8 +22,6 @@ from mmfast.objectives.config import (
 from mmfast.objectives.document import NO_LIMIT, SegmentLike, TransformedDocument
 from mmfast.vocab import Vocabulary
 
-MODALITY_BITS, NO_LOSS_BIT = 0x1F, 0x40
-TEXT, IMAGE = 0, 1
 PURPOSE_SPANS, PURPOSE_IMAGE_NOISE = 4, 5
 WHOLE_SEGMENT_DRAW, COUNT_DRAW, FIRST_CANDIDATE_DRAW = 0, 1, 2
 CANDIDATES_PER_SPAN = 256
@@ -56,6 +55,7 @@ class Draws:
         self.counter = (document & LOW_32, (document >> 32) | (source << 8), epoch)
 
     def pair(self, draw: int) -> tuple[int, int]:
+        """The two uniform numbers of a draw."""
         w0, w1, w2, w3 = philox4x32((draw, *self.counter), self.key)
         return w0 | (w1 << 32), w2 | (w3 << 32)
 
@@ -103,7 +103,7 @@ def transform_document(
     modes = [s.mode for s, length in zip(segments, lengths, strict=True) for _ in range(length)]
     inputs = noisy_inputs(ids, modes, objective, vocabulary, draws(PURPOSE_IMAGE_NOISE))
     tokens = [
-        (token, input_id, mode & MODALITY_BITS, 0.0 if mode & NO_LOSS_BIT else 1.0)
+        (token, input_id, mode & MODALITY_BITS, 0.0 if mode & NO_LOSS else 1.0)
         for token, input_id, mode in zip(ids, inputs, modes, strict=True)
     ]
     spans: list[Span] = []
@@ -172,7 +172,7 @@ def draw_spans(
     count = min(max(count, objective.min_spans), max_spans)
 
     # What planning knows: lengths and modes.
-    movable = [(length, mode) for length, mode in sequences if not mode & NO_LOSS_BIT and length]
+    movable = [(length, mode) for length, mode in sequences if not mode & NO_LOSS and length]
     whole_uniform, which = draws.pair(WHOLE_SEGMENT_DRAW)
     takes_whole = happens(objective.whole_segment_prob, whole_uniform)
     may_take_whole = takes_whole and any(
@@ -200,7 +200,7 @@ def segments_of(
         start = offset
         for position in range(offset, offset + length + 1):
             if position == offset + length or ids[position] in separators:
-                if start < position and not mode & NO_LOSS_BIT:
+                if start < position and not mode & NO_LOSS:
                     found.append(((start, position), mode))
                 start = position + 1
         offset += length

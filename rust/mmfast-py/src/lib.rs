@@ -1,5 +1,6 @@
 //! The extension module `mmfast._mmfast`: a list of signatures over `mmfast-core`.
 
+mod dataset;
 mod error;
 mod gil;
 mod loader;
@@ -11,6 +12,8 @@ use pyo3::prelude::*;
 mod _mmfast {
     use super::{Bound, PyModule, PyModuleMethods, PyResult};
 
+    #[pymodule_export]
+    use super::dataset::{DatasetReader, DatasetWriter, merge_datasets};
     #[pymodule_export]
     use super::loader::BatchLoader;
     #[pymodule_export]

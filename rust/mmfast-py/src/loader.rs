@@ -129,21 +129,24 @@ impl BatchLoader {
         version: u64,
         seed: u64,
         window: u64,
-        bin: u64,
+        bin_index: u64,
         fingerprint: String,
     ) -> PyResult<()> {
         self.with_prefetcher(py, |prefetcher| {
             let state = State {
                 version,
                 seed,
-                cursor: Cursor { window, bin },
+                cursor: Cursor {
+                    window,
+                    bin: bin_index,
+                },
                 fingerprint,
             };
             let cursor = self.stream.cursor_of(&state)?;
             let num_bins = self.stream.plan(window)?.map_or(0, |plan| plan.num_bins());
-            if bin > num_bins {
+            if bin_index > num_bins {
                 return Err(Error::StateMismatch(format!(
-                    "it stands at bin {bin} of window {window}, which has {num_bins}"
+                    "it stands at bin {bin_index} of window {window}, which has {num_bins}"
                 )));
             }
             prefetcher.seek(cursor);
