@@ -11,11 +11,14 @@ __all__ = [
     "DatasetReader",
     "DatasetWriter",
     "Objective",
+    "__build__",
     "__version__",
     "merge_datasets",
 ]
 
 __version__: str
+# Profile, target and compiler, for people: `release x86_64-linux, rustc 1.95.0 (…)`.
+__build__: str
 
 @final
 class Objective:

@@ -21,6 +21,16 @@ mod _mmfast {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        module.add("__version__", env!("CARGO_PKG_VERSION"))
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        let profile = if cfg!(debug_assertions) {
+            "debug"
+        } else {
+            "release"
+        };
+        let (arch, os) = (std::env::consts::ARCH, std::env::consts::OS);
+        module.add(
+            "__build__",
+            format!("{profile} {arch}-{os}, {}", env!("MMFAST_RUSTC")),
+        )
     }
 }
