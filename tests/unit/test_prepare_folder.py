@@ -332,6 +332,15 @@ def test_datasets_of_one_folder_must_agree(raw: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "more.idx").exists()
 
 
+def test_a_folder_of_one_dataset_may_change_with_it(raw: Path, tmp_path: Path) -> None:
+    prepare(raw, tmp_path / "train")
+    prepare(raw, tmp_path / "train", num_sentinels=5, job={"overwrite": True})
+    assert "mask_4" in Vocabulary.load(tmp_path)
+    prepare(raw, tmp_path / "other", num_sentinels=5)
+    with pytest.raises(VocabularyMismatchError):
+        prepare(raw, tmp_path / "train", job={"overwrite": True})
+
+
 def test_bad_records_are_counted_and_the_report_adds_up(raw: Path, tmp_path: Path) -> None:
     lines: Lines = [{"image": f"{i}.png", "caption": CAPTION.format(i)} for i in range(NUM_IMAGES)]
     lines[2] = {"image": "absent.png", "caption": "x"}
