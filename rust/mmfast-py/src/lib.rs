@@ -1,5 +1,6 @@
 //! The extension module `mmfast._mmfast`: a list of signatures over `mmfast-core`.
 
+mod dataset;
 mod error;
 mod gil;
 
@@ -9,8 +10,21 @@ use pyo3::prelude::*;
 mod _mmfast {
     use super::{Bound, PyModule, PyModuleMethods, PyResult};
 
+    #[pymodule_export]
+    use super::dataset::{DatasetReader, DatasetWriter, merge_datasets};
+
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        module.add("__version__", env!("CARGO_PKG_VERSION"))
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        let profile = if cfg!(debug_assertions) {
+            "debug"
+        } else {
+            "release"
+        };
+        let (arch, os) = (std::env::consts::ARCH, std::env::consts::OS);
+        module.add(
+            "__build__",
+            format!("{profile} {arch}-{os}, {}", env!("MMFAST_RUSTC")),
+        )
     }
 }

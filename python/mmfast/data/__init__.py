@@ -1,0 +1,52 @@
+"""The data plane: indexed datasets on disk, and the loader that turns them into training batches.
+
+Datasets need no torch; names are resolved on first use, so importing them loads none.
+
+    >>> from mmfast.data import IndexedDataset, IndexedDatasetBuilder
+    >>> with IndexedDatasetBuilder("/tmp/example", multimodal=True) as builder:
+    ...     builder.add_item([5, 6, 7])  # a caption
+    ...     builder.add_item([100, 101, 102, 103], mode=1)  # an image
+    ...     builder.end_document()
+    >>> [segment.mode for segment in IndexedDataset("/tmp/example").document(0)]
+    [0, 1]
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmfast.data.builder import IndexedDatasetBuilder, Written, merge_datasets, optimal_dtype
+    from mmfast.data.dataset import IndexedDataset, Scan
+    from mmfast.data.segment import Segment
+
+__all__ = [
+    "IndexedDataset",
+    "IndexedDatasetBuilder",
+    "Scan",
+    "Segment",
+    "Written",
+    "merge_datasets",
+    "optimal_dtype",
+]
+
+_MODULE_OF_NAME = {
+    "IndexedDataset": "mmfast.data.dataset",
+    "IndexedDatasetBuilder": "mmfast.data.builder",
+    "Scan": "mmfast.data.dataset",
+    "Segment": "mmfast.data.segment",
+    "Written": "mmfast.data.builder",
+    "merge_datasets": "mmfast.data.builder",
+    "optimal_dtype": "mmfast.data.builder",
+}
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module = _MODULE_OF_NAME[name]
+    except KeyError:
+        raise AttributeError(f"module 'mmfast.data' has no attribute {name!r}") from None
+    return getattr(import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

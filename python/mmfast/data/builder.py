@@ -1,0 +1,199 @@
+"""Writes indexed datasets: megatron-core's builder methods over the native writer.
+
+The files are byte for byte those of megatron-core (`megatron/core/datasets/indexed_dataset.py`). What
+differs is how they come to be: ids outside the dtype are an error instead of wrapping round, the pair
+appears at once when it is complete, and until then whatever was there stays.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from mmfast._mmfast import DatasetWriter
+from mmfast._mmfast import merge_datasets as _merge_datasets
+
+# megatron-core stores ids as uint16 below this many, with a margin for padding the vocabulary.
+UINT16_BELOW = 65_500
+
+
+class Written(NamedTuple):
+    """What a finished dataset holds."""
+
+    num_documents: int
+    num_sequences: int
+    num_tokens: int
+
+
+def optimal_dtype(vocabulary_size: int | None) -> str:
+    """Megatron's choice: `uint16` for fewer than 65,500 ids, else (or if unknown) `int32`.
+
+    GPTDataset has a second rule for readers that skip the header: `uint16` up to 65,536 ids. Between
+    the two a file written here is `int32` and must be read with its header.
+    """
+    if vocabulary_size is not None and vocabulary_size < UINT16_BELOW:
+        return "uint16"
+    return "int32"
+
+
+class IndexedDatasetBuilder:
+    """Writes `<prefix>.bin` and `<prefix>.idx`.
+
+    As a context manager it finalizes at the end of the block, or aborts if an exception leaves it:
+
+        >>> with IndexedDatasetBuilder("/tmp/example", dtype="uint16") as builder:
+        ...     builder.add_document([1, 2, 3, 4], lengths=[3, 1])
+        ...     builder.add_item([5, 6])
+        ...     builder.end_document()
+
+    Ids are one array of any shape (flattened in C order), a list, or a CPU tensor. Those that do not
+    fit the dtype raise `ValueError` naming document and position, and nothing of that call is kept.
+    Any number of builders may run at once, each on its own prefix; a second one on the same prefix is
+    a `UsageError`.
+
+    Args:
+        prefix: path without `.bin` or `.idx`; its folder is created.
+        dtype: uint8, int8, uint16, int16, int32, int64, float32 or float64.
+        multimodal: whether each sequence carries a mode.
+    """
+
+    def __init__(
+        self, prefix: str | Path, *, dtype: npt.DTypeLike = "int32", multimodal: bool = False
+    ) -> None:
+        self.prefix = Path(prefix)
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
+        self.multimodal = multimodal
+        self.prefix.parent.mkdir(parents=True, exist_ok=True)
+        self._writer = DatasetWriter(self.prefix, self.dtype.name, multimodal)
+        self._written: Written | None = None
+
+    @property
+    def written(self) -> Written:
+        """Documents ended, sequences and ids added so far."""
+        return self._written or Written(*self._writer.counts())
+
+    def add_item(self, ids: npt.ArrayLike, mode: int = 0) -> None:
+        """Adds one sequence to the open document; `end_document` ends it."""
+        self._writer.add_sequence(self._array(ids), int(_modes([mode])[0]))
+
+    def end_document(self) -> None:
+        """Ends the open document, which may be empty."""
+        self._writer.end_document()
+
+    def add_document(
+        self, ids: npt.ArrayLike, lengths: npt.ArrayLike, modes: npt.ArrayLike | None = None
+    ) -> None:
+        """Adds one document: `ids` of all its sequences back to back, `lengths` and `modes` of each."""
+        lengths = _counts(lengths)
+        self._add(self._array(ids), lengths, _counts([len(lengths)]), modes)
+
+    def add_documents(
+        self,
+        flat: npt.ArrayLike,
+        lengths: npt.ArrayLike,
+        document_lengths: npt.ArrayLike | None = None,
+        modes: npt.ArrayLike | None = None,
+    ) -> None:
+        """Adds many documents at once, the fastest way.
+
+        Args:
+            flat: ids of all sequences back to back.
+            lengths: length of each sequence, in ids.
+            document_lengths: how many of these sequences each document has; one each by default.
+            modes: mode byte of each sequence; 0 by default.
+        """
+        lengths = _counts(lengths)
+        counts = np.ones_like(lengths) if document_lengths is None else _counts(document_lengths)
+        self._add(self._array(flat), lengths, counts, modes)
+
+    def add_index(self, prefix: str | Path) -> None:
+        """Appends all documents of a published dataset of the same dtype and kind."""
+        self._writer.add_dataset(Path(prefix))
+
+    def finalize(self) -> Written:
+        """Makes everything durable and publishes it: the pair replaces an old one as a whole."""
+        self._written = Written(*self._writer.finish())
+        return self._written
+
+    def abort(self) -> None:
+        """Gives up: nothing is published, and what was there before stays. Harmless when finished."""
+        self._writer.abort()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with contextlib.ExitStack() as at_last:
+            at_last.callback(self.abort)
+            if kind is None and self._written is None:
+                self.finalize()
+
+    def _add(
+        self,
+        ids: npt.NDArray[Any],
+        lengths: npt.NDArray[np.int64],
+        counts: npt.NDArray[np.int64],
+        modes: npt.ArrayLike | None,
+    ) -> None:
+        self._writer.add_documents(ids, lengths, counts, None if modes is None else _modes(modes))
+
+    def _array(self, ids: npt.ArrayLike) -> npt.NDArray[Any]:
+        """The ids as a flat array of the dataset's dtype, or of int64 for the writer to check."""
+        array = np.asarray(ids)
+        if array.dtype != self.dtype:
+            array = self._converted(array)
+        return np.ascontiguousarray(array).reshape(-1)
+
+    def _converted(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if array.size == 0:
+            return array.astype(self.dtype)
+        if self.dtype.kind == "f":
+            if array.dtype.kind == "f" and np.can_cast(array.dtype, self.dtype):
+                return array.astype(self.dtype)
+        elif array.dtype.kind == "i":
+            return array.astype(np.int64)
+        elif array.dtype.kind == "u":
+            if array.max() > np.iinfo(np.int64).max:
+                raise ValueError(f"token {array.max()} does not fit 64 signed bits")
+            return array.astype(np.int64)
+        raise TypeError(f"values of {array.dtype} do not go into a dataset of {self.dtype}")
+
+
+def merge_datasets(output: str | Path, prefixes: Sequence[str | Path]) -> Written:
+    """Joins datasets into one, in the order given, without reading them into memory.
+
+    The bytes are those of `add_index` called for each prefix in turn. `output` may be one of them.
+
+    Raises:
+        ValueError: no prefixes, or datasets of different dtype or kind.
+        CorruptDataError: a part contradicts its format.
+    """
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    return Written(*_merge_datasets(output, [Path(prefix) for prefix in prefixes]))
+
+
+def _counts(values: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    array = np.asarray(values)
+    if array.size and array.dtype.kind not in "iu":
+        raise TypeError(f"lengths must be integers, not {array.dtype}")
+    return np.ascontiguousarray(array, dtype=np.int64).reshape(-1)
+
+
+def _modes(values: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+    array = np.asarray(values)
+    if array.size:
+        if array.dtype.kind not in "iu":
+            raise TypeError(f"modes must be integers, not {array.dtype}")
+        if array.min() < 0 or array.max() > np.iinfo(np.uint8).max:
+            raise ValueError(f"modes must be 0..255, found {array.min()}..{array.max()}")
+    return np.ascontiguousarray(array, dtype=np.uint8).reshape(-1)

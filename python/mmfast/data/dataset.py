@@ -1,0 +1,167 @@
+"""Reads indexed datasets without a copy.
+
+Both files are mapped into memory and checked when they are opened. The arrays handed out are
+read-only views of the mapping and keep it alive, so they may outlive the dataset object.
+"""
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from mmfast._mmfast import DatasetReader
+from mmfast.data.segment import Segment, modality_name
+
+
+class Scan(NamedTuple):
+    """What a pass over all ids found.
+
+    Attributes:
+        id_range: smallest and largest id, None if there is none.
+        sequences: sequences by modality name, only those that occur.
+        tokens: ids by modality name, only those that occur.
+    """
+
+    id_range: tuple[int, int] | None
+    sequences: dict[str, int]
+    tokens: dict[str, int]
+
+
+class IndexedDataset:
+    """A published `<prefix>.bin` and `<prefix>.idx`, seen as a sequence of sequences of ids.
+
+    `len(dataset)` counts sequences and `dataset[i]` is one; `document(k)` has the sequences of a
+    document with their modes. Whether there are modes is told by the file. Pickling, as for worker
+    processes, opens the files again by path; a forked process may go on using the object.
+
+    Args:
+        prefix: path without `.bin` or `.idx`.
+
+    Raises:
+        FileNotFoundError: one of the files is missing.
+        CorruptDataError: the files contradict the format or each other.
+        FormatVersionError: another format or version.
+    """
+
+    def __init__(self, prefix: str | Path) -> None:
+        self.prefix = Path(prefix).absolute()
+        self._reader = DatasetReader(self.prefix)
+
+    def __len__(self) -> int:
+        return self._reader.num_sequences
+
+    @overload
+    def __getitem__(self, index: int) -> npt.NDArray[Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[npt.NDArray[Any]]: ...
+    def __getitem__(self, index: int | slice) -> npt.NDArray[Any] | list[npt.NDArray[Any]]:
+        if isinstance(index, slice):
+            sequence = self._reader.sequence
+            return [sequence(i) for i in range(*index.indices(len(self)))]
+        return self._reader.sequence(index)
+
+    def __iter__(self) -> Iterator[npt.NDArray[Any]]:
+        return map(self._reader.sequence, range(len(self)))
+
+    def get(self, index: int, offset: int = 0, length: int | None = None) -> npt.NDArray[Any]:
+        """Part of a sequence: `length` ids from `offset` on, to its end by default.
+
+        Raises:
+            IndexError: no such sequence, or a part that reaches past its end.
+        """
+        return self._reader.sequence(index, offset, length)
+
+    def mode(self, index: int) -> int:
+        """Mode byte of a sequence; 0 in a file without modes."""
+        return self._reader.mode(index)
+
+    def document(self, index: int) -> list[Segment]:
+        """The segments of a document; empty for an empty one."""
+        start, end = self._reader.document(index)
+        reader = self._reader
+        return [Segment(reader.sequence(i), reader.mode(i)) for i in range(start, end)]
+
+    def documents(self) -> Iterator[list[Segment]]:
+        """All documents in order."""
+        return map(self.document, range(self.num_documents))
+
+    @property
+    def num_documents(self) -> int:
+        """How many documents there are."""
+        return self._reader.num_documents
+
+    @property
+    def num_tokens(self) -> int:
+        """How many ids there are."""
+        return self._reader.num_tokens
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Number type of the ids."""
+        return np.dtype(self._reader.dtype)
+
+    @property
+    def multimodal(self) -> bool:
+        """Whether sequences carry modes. A dataset without sequences cannot tell: False."""
+        return self._reader.multimodal
+
+    @property
+    def tokens(self) -> npt.NDArray[Any]:
+        """All ids back to back, `[num_tokens]`, a read-only view."""
+        return self._reader.tokens
+
+    @cached_property
+    def sequence_lengths(self) -> npt.NDArray[np.int32]:
+        """Length of each sequence in ids, `[len(self)]`, read-only."""
+        return _read_only(self._reader.sequence_lengths())
+
+    @cached_property
+    def document_indices(self) -> npt.NDArray[np.int64]:
+        """First sequence of each document, then `len(self)`: `[num_documents + 1]`, read-only."""
+        return _read_only(self._reader.document_indices())
+
+    @cached_property
+    def sequence_modes(self) -> npt.NDArray[np.uint8] | None:
+        """Mode byte of each sequence, `[len(self)]`, read-only; None in a file without modes."""
+        modes = self._reader.sequence_modes()
+        return None if modes is None else _read_only(modes)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of a hash over the whole index and samples of the ids."""
+        return f"{self._reader.fingerprint():016x}"
+
+    def verify(self, vocabulary_size: int | None = None) -> Scan:
+        """Reads every id, after the checks that opening already made, and counts them.
+
+        Args:
+            vocabulary_size: ids must lie in `[0, vocabulary_size)`; any are fine by default.
+
+        Raises:
+            CorruptDataError: an id is out of range; names it, its sequence and its document.
+            ValueError: the dataset holds floats.
+        """
+        allowed = None if vocabulary_size is None else (0, vocabulary_size)
+        id_range, sequences, tokens = self._reader.scan(allowed)
+        return Scan(id_range, _by_name(sequences, sequences), _by_name(tokens, sequences))
+
+    def __reduce__(self) -> tuple[type["IndexedDataset"], tuple[Path]]:
+        return IndexedDataset, (self.prefix,)
+
+    def __repr__(self) -> str:
+        return (
+            f"IndexedDataset({str(self.prefix)!r}: {self.num_documents:,} documents, "
+            f"{len(self):,} sequences, {self.num_tokens:,} ids of {self.dtype})"
+        )
+
+
+def _by_name(counts: list[int], sequences: list[int]) -> dict[str, int]:
+    return {modality_name(i): counts[i] for i, present in enumerate(sequences) if present}
+
+
+def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    array.flags.writeable = False
+    return array
