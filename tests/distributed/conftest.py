@@ -57,7 +57,7 @@ def launch(tmp_path_factory, dataset):
             scenario["overrides"] = [
                 *TINY_MODEL,
                 f"data.prefix={dataset}",
-                *scenario["overrides"],
+                *scenario.get("overrides", []),
             ]
         path = tmp_path_factory.mktemp("scenarios") / "scenarios.json"
         path.write_text(json.dumps(scenarios), encoding="utf-8")

@@ -1,12 +1,13 @@
 """Runs training scenarios in forked processes: `python launcher.py scenarios.json`.
 
-torch is imported once; each rank of each scenario is a fork of this process. A scenario may name a
+A scenario is a training run, or a script that every rank runs. torch is imported once; each rank of each scenario is a fork of this process. A scenario may name a
 rank that ends itself at a step: by SIGKILL in the midst of the step or of a save, or by SIGTERM, as a
 machine's scheduler would. Prints the ranks' exit codes by scenario as JSON.
 """
 
 import json
 import os
+import runpy
 import signal
 import socket
 import sys
@@ -61,6 +62,9 @@ def fork_rank(scenario, rank, port):
         die = scenario.get("die")
         if die and die["rank"] == rank:
             arm(die)
+        if "script" in scenario:
+            runpy.run_path(scenario["script"], run_name="__main__")
+            os._exit(0)
         train(
             load_train_config("tiny", scenario["overrides"]),
             resume=scenario.get("resume", "auto"),

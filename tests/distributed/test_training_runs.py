@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 
@@ -116,3 +117,11 @@ def test_a_checkpoint_of_two_processes_is_continued_by_one(unbroken, launch, rea
     continued = read_losses(tmp_path / "run")
     assert list(continued) == [19, 20]
     assert max(abs(continued[s][0] - expected[s][0]) for s in continued) <= 1e-5
+
+
+def test_loss_and_gradients_are_those_of_the_whole_weighted_batch(launch):
+    script = str(Path(__file__).with_name("normalisation_script.py"))
+    codes, stderr = launch(
+        *[{"name": f"world{world}", "world_size": world, "script": script} for world in (1, 2)]
+    )
+    assert codes == {"world1": [0], "world2": [0, 0]}, stderr

@@ -71,12 +71,13 @@ class ObjectiveConfig:
     """How documents become inputs and labels; `kind` says which section counts."""
 
     kind: Literal["next_token", "cm3"] = "next_token"
+    next_token: NextToken = dataclasses.field(default_factory=NextToken)
     cm3: Cm3 = dataclasses.field(default_factory=Cm3)
 
     @property
     def objective(self) -> NextToken | Cm3:
         """The objective itself."""
-        return self.cm3 if self.kind == "cm3" else NextToken()
+        return self.cm3 if self.kind == "cm3" else self.next_token
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmfast.data import Loader, Source
+from mmfast.data import Batch, Loader, Source
 from mmfast.distributed import rank, world_size
 from mmfast.errors import CorruptDataError, UsageError
 from mmfast.train.config import DataConfig, SourceConfig, TrainConfig
@@ -89,22 +90,38 @@ def open_validation_loader(config: TrainConfig, vocabulary: Vocabulary) -> Loade
     return _loader(config, vocabulary, [SourceConfig(prefix=config.data.validation_prefix)])
 
 
+def next_batch(batches: Iterator[Batch]) -> Batch | None:
+    """The next batch, None at the stream's end.
+
+    Raises:
+        UsageError: a document does not fit the row or the model, as the loader's text says.
+    """
+    try:
+        return next(batches, None)
+    except ValueError as error:
+        raise UsageError(f"cannot make the next batch: {error}") from error
+
+
 def _loader(config: TrainConfig, vocabulary: Vocabulary, sources: list[SourceConfig]) -> Loader:
-    return Loader(
-        sources=[
-            Source(source.prefix, weight=source.weight, max_epochs=source.max_epochs)
-            for source in sources
-        ],
-        objective=config.objective.objective,
-        vocabulary=vocabulary,
-        bin_tokens=config.data.bin_tokens,
-        global_batch_bins=config.train.global_batch_bins,
-        seed=config.seed,
-        window_documents=config.data.window_documents,
-        overlong=config.data.overlong,
-        rank=rank(),
-        world_size=world_size(),
-    )
+    try:
+        return Loader(
+            [Source(s.prefix, weight=s.weight, max_epochs=s.max_epochs) for s in sources],
+            config.objective.objective,
+            vocabulary,
+            bin_tokens=config.data.bin_tokens,
+            global_batch_bins=config.train.global_batch_bins,
+            seed=config.seed,
+            window_documents=config.data.window_documents,
+            overlong=config.data.overlong,
+            rank=rank(),
+            world_size=world_size(),
+        )
+    except ValueError as error:
+        raise UsageError(f"cannot read {_names(sources)} as configured: {error}") from error
+
+
+def _names(sources: list[SourceConfig]) -> str:
+    return ", ".join(source.prefix for source in sources)
 
 
 def _read_folder(prefix: Path) -> DatasetFolder:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mmfast.config import config_yaml
 from mmfast.data import Batch
+from mmfast.errors import UsageError
 from mmfast.distributed import world_size
 from mmfast.models import build_decoder, parameter_count
 from mmfast.models.decoder import DecoderConfig
@@ -22,7 +23,9 @@ def describe_run(config: TrainConfig) -> str:
     """What a run would do; reads the data's first batch and writes nothing."""
     dataset = datasets.open_folder(config.data)
     num_parameters = parameter_count(build_decoder(config.model, dataset.vocabulary))
-    batch = next(iter(datasets.open_loader(config, dataset.vocabulary)))
+    batch = datasets.next_batch(iter(datasets.open_loader(config, dataset.vocabulary)))
+    if batch is None:
+        raise UsageError("the data ends before the first batch is full")
     return "\n".join(
         [
             config_yaml(config).rstrip(),

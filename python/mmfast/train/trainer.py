@@ -24,11 +24,9 @@ import transformers
 
 from mmfast.config import save_config
 from mmfast.console import log
-from mmfast.data import Batch
 from mmfast.distributed import barrier, local_rank, process_group, rank, world_size
 from mmfast.errors import ConfigError, UsageError
 from mmfast.models import (
-    attention_inputs,
     build_decoder,
     initialise,
     load_exported,
@@ -38,10 +36,11 @@ from mmfast.train import checkpoint, datasets
 from mmfast.train.checkpoint import RunState
 from mmfast.train.config import TrainConfig
 from mmfast.train.export import export_model
-from mmfast.train.loss import DecoderWithLoss, LossSums
+from mmfast.train.loss import NUM_MODALITIES, DecoderWithLoss
 from mmfast.train.metrics import MetricsLog, StepRecord, write_summary
 from mmfast.train.optimizer import build_optimizer, clipped_step, gradient_norm, learning_rate
-from mmfast.train.parallel import compute_dtype, set_gradient_sync, shard_model
+from mmfast.train.parallel import shard_model
+from mmfast.train.step import backward_batch, forward_rows
 from mmfast.vocab import Vocabulary
 
 # Python's collector is run between steps, when all ranks reach it together, not in the midst of one.
@@ -91,11 +90,8 @@ class _Run:
         self.loader = datasets.open_loader(config, self.dataset.vocabulary)
         if resume_path is not None:
             self.loader.load_state_dict(self.state.loader)
-        self.validation_loader = (
-            datasets.open_validation_loader(config, self.dataset.vocabulary)
-            if config.data.validation_prefix
-            else None
-        )
+        if config.data.validation_prefix:
+            datasets.open_validation_loader(config, self.dataset.vocabulary)  # fails now or never
         torch.manual_seed(config.seed)
         self.model = self._build_model(fresh=resume_path is None)
         self.parameters = list(self.model.parameters())
@@ -140,7 +136,10 @@ class _Run:
         tokens, documents = state.tokens, state.documents
         for step in range(state.step, loop.steps):
             started = time.perf_counter()
-            batch = next(batches)
+            batch = datasets.next_batch(batches)
+            if batch is None:
+                log(f"the data ends after step {step}: {self.loader.limit()}")
+                break
             wait_secs = time.perf_counter() - started
             weight_sum, num_tokens, num_documents, num_positions, stops = _sum_over_ranks(
                 batch.weight_sum,
@@ -158,7 +157,9 @@ class _Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
 
-            sums = self._backward(batch, weight_sum)
+            sums = backward_batch(
+                self.model, batch, weight_sum=weight_sum, config=self.config, device=self.device
+            )
             norm = gradient_norm(self.parameters)
             skipped = clipped_step(
                 self.optimizer, norm, max_norm=self.config.optimizer.max_grad_norm
@@ -181,92 +182,58 @@ class _Run:
                 )
             )
             done = step + 1
-            is_last = done == loop.steps
-            if _due(done, loop.log_every) or is_last or stops:
+            if _due(done, loop.log_every) or stops:
                 metrics.flush(announce=True)
-            if self.validation_loader is not None and (_due(done, loop.validate_every) or is_last):
-                metrics.flush(announce=False)
-                metrics.validation(done, self._validation_sums())
-            if _due(done, loop.checkpoint_every) or is_last or stops:
-                metrics.flush(announce=False)
-                self.state = dataclasses.replace(
-                    state,
-                    step=done,
-                    tokens=tokens,
-                    documents=documents,
-                    skipped_steps=metrics.skipped_steps,
-                    seconds=metrics.seconds,
-                    loader=self.loader.state_dict(),
-                    world_size=world_size(),
-                )
-                self._save()
+            if _due(done, loop.validate_every) and done < loop.steps:
+                self._validate(done, metrics)
+            self.state = dataclasses.replace(
+                self.state,
+                step=done,
+                tokens=tokens,
+                documents=documents,
+                loader=self.loader.state_dict(),
+                world_size=world_size(),
+            )
+            if stops or (_due(done, loop.checkpoint_every) and done < loop.steps):
+                self._save(metrics)
             if stops:
                 log(f"stopped by SIGTERM after step {done}; the checkpoint is written")
                 return {"stopped_at": done}
             if _due(done, STEPS_PER_COLLECTION):
                 gc.collect()
+        metrics.flush(announce=True)
+        self._validate(self.state.step, metrics)
+        self._save(metrics)
         return self._finish()
 
-    def _backward(self, batch: Batch, weight_sum: float) -> torch.Tensor:
-        """Forward and backward of one rank's rows; returns `[2, M]` sums of loss and weight."""
-        num_rows = batch.input_ids.shape[0]
-        micro = self.config.train.micro_batch_bins or num_rows
-        firsts = range(0, num_rows, micro)
-        by_modality: torch.Tensor | None = None
-        for first in firsts:
-            set_gradient_sync(self.model, enabled=first == firsts[-1])
-            sums = self._forward(batch, slice(first, first + micro))
-            (sums.total / max(weight_sum, 1e-30)).backward()  # type: ignore[no-untyped-call]
-            by_modality = (
-                sums.by_modality if by_modality is None else by_modality + sums.by_modality
-            )
-        assert by_modality is not None
-        return by_modality
-
-    def _forward(self, batch: Batch, rows: slice) -> LossSums:
-        document_ids, position_ids = batch.document_ids[rows], batch.position_ids[rows]
-        longest = int(position_ids.max()) + 1
-        if longest > self.config.model.context_length:
-            raise UsageError(
-                f"a document of {longest} tokens exceeds model.context_length "
-                f"{self.config.model.context_length}; raise it, lower data.bin_tokens, or set "
-                "data.overlong to truncate, split or drop"
-            )
-        modality = batch.modality_ids[rows] & 0x1F
-        # A label is the next token, and so is its modality; the last of a row is never a label.
-        label_modality = torch.cat([modality[:, 1:], modality[:, -1:]], dim=1)
-
-        def moved(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.to(self.device, non_blocking=True)
-
-        sums: LossSums = self.model(
-            moved(batch.input_ids[rows]),
-            moved(position_ids),
-            moved(batch.labels[rows]),
-            moved(batch.loss_weights[rows]),
-            moved(label_modality),
-            attention_inputs(
-                document_ids, device=self.device, dtype=compute_dtype(self.config.parallel)
-            ),
-        )
-        return sums
-
     @torch.no_grad()
-    def _validation_sums(self) -> torch.Tensor:
-        """`[2, M]` sums over the first global batches of the held-out stream, the same every time."""
-        assert self.validation_loader is not None
+    def _validate(self, step: int, metrics: MetricsLog) -> None:
+        """Loss on the first global batches of the held-out stream, the same ones every time."""
+        if not self.config.data.validation_prefix:
+            return
+        metrics.flush(announce=False)
         self.model.eval()
-        totals: torch.Tensor | None = None
+        totals = torch.zeros(2, NUM_MODALITIES, dtype=torch.float64, device=self.device)
         loader = datasets.open_validation_loader(self.config, self.dataset.vocabulary)
-        for _, batch in zip(range(self.config.train.validation_batches), loader, strict=False):
-            sums = self._forward(batch, slice(None)).by_modality
-            totals = sums if totals is None else totals + sums
+        batches = iter(loader)
+        for _ in range(self.config.train.validation_batches):
+            batch = datasets.next_batch(batches)
+            assert batch is not None, "a validation stream has no end"
+            sums = forward_rows(
+                self.model, batch, slice(None), config=self.config, device=self.device
+            )
+            totals += sums.by_modality
+        loader.close()
         self.model.train()
-        assert totals is not None
         dist.all_reduce(totals)
-        return totals
+        metrics.validation(step, totals)
 
-    def _save(self) -> None:
+    def _save(self, metrics: MetricsLog) -> None:
+        """Writes what is known up to the current step: first the metrics, then the checkpoint."""
+        metrics.flush(announce=False)
+        self.state = dataclasses.replace(
+            self.state, skipped_steps=metrics.skipped_steps, seconds=metrics.seconds
+        )
         checkpoint.save_checkpoint(
             self.checkpoints,
             model=self.model,
