@@ -87,10 +87,26 @@ test-floor: dist/.stamp-wheel $(VENV)-floor/.stamp-dependencies ## the built whe
 	$(BIN)/uv pip install --quiet --python $(VENV)-floor/bin/python --no-deps --reinstall dist/*.whl
 	OMP_NUM_THREADS=1 $(VENV)-floor/bin/python -m pytest -n 2 -m "floor"
 
+$(VENV)-peers/.stamp-dependencies: constraints/peers.txt $(STAMP_DEPS)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-peers
+	$(BIN)/uv pip install --quiet --python $(VENV)-peers/bin/python $(UV_FLAGS) -r constraints/peers.txt
+	touch $@
+
+# Further datasets to hold against megatron-core, as prefixes.
+PEER_PREFIXES ?=
+
+.PHONY: peers
+peers: $(STAMP_BUILD) $(VENV)-peers/.stamp-dependencies ## datasets read and written by megatron-core, byte for byte
+	rm -rf out/peers
+	$(BIN)/python tests/peers/datasets.py out/peers $(PEER_PREFIXES)
+	$(VENV)-peers/bin/python tests/peers/check_megatron.py $$(ls out/peers/*.idx | sed 's/\.idx$$//') $(PEER_PREFIXES)
+
 .PHONY: constraints
 constraints: | $(BIN)/python ## resolve the pinned environments anew
 	$(call resolve,dev)
 	$(call resolve,floor)
+	$(BIN)/uv pip compile --quiet --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
+		constraints/peers.in -o constraints/peers.txt
 
 resolve = $(BIN)/uv pip compile --quiet --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
 	constraints/$(1).in $(DEV_REQUIREMENTS:-r=) -o constraints/$(1).txt

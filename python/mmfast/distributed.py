@@ -6,6 +6,7 @@ Started without `torchrun`, a program is rank 0 of 1 and needs no environment va
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 
 def rank() -> int:
@@ -24,10 +25,11 @@ def local_rank() -> int:
 
 
 @contextmanager
-def process_group() -> Iterator[None]:
+def process_group(*, timeout: timedelta | None = None) -> Iterator[None]:
     """Joins the process group (NCCL beside gloo with CUDA, else gloo) for the block's duration.
 
-    A world of one gets a group as well, so that code which needs one has a single path.
+    A world of one gets a group as well, so that code which needs one has a single path. `timeout` is how
+    long a collective waits for the slowest rank; by default torch's, some tens of minutes.
     """
     import torch
     import torch.distributed as dist
@@ -40,9 +42,9 @@ def process_group() -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
     if "RANK" in os.environ:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=timeout)
     else:
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, timeout=timeout, store=HashStore(), rank=0, world_size=1)
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from mmfast.errors import CorruptDataError, UsageError
-from mmfast.evaluate import CaptionReader, Reading, Score, WeakJudgeError, evaluate
+from mmfast.evaluate import CaptionReader, Evaluation, Reading, Score, WeakJudgeError, evaluate
 
 LABELS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -66,6 +66,25 @@ def test_the_judge_reads_real_digits_and_not_wrong_labels(
     counts = data["images"]["shuffled"]["confusion"]
     assert sum(sum(row.values()) for row in counts.values()) == 300
     assert "captions" not in data
+
+
+def test_reconstructions_remember_their_originals(digits: dict[str, Path], tmp_path: Path) -> None:
+    source = digits["test"].parent
+    lines = [
+        {"image": "0000.png", "label": "one", "original": str(source / "0007.png")},
+        {"image": "0000.png", "label": "one", "original": "/etc/passwd"},
+        {"image": "0000.png", "label": "one"},
+    ]
+    (tmp_path / "0000.png").write_bytes((source / "0000.png").read_bytes())
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, lines)))
+    result = evaluate(
+        train_captions=digits["train"], test_captions=digits["test"], reconstructions=manifest
+    )
+    result.save(tmp_path / "evaluation.json")
+    again = Evaluation.load(tmp_path / "evaluation.json").reconstructions
+    assert again is not None
+    assert [reading.original for reading in again.readings] == ["0007.png", None, None]
 
 
 def test_a_judge_that_cannot_read_real_images_may_not_judge(digits: dict[str, Path]) -> None:
@@ -134,9 +153,9 @@ def test_the_interval_holds_the_accuracy_and_narrows_with_more_readings() -> Non
         ('{"image": "0000.png"}', UsageError, "field 'label'"),
         ('{"image": "0000.png", "label": "eleven"}', UsageError, "not among the training labels"),
         ('{"image": "gone.png", "label": "one"}', UsageError, "there is no image"),
-        ('{"image": "../test/0000.png", "label": "one"}', UsageError, "leaves"),
-        ('{"image": "/etc/passwd", "label": "one"}', UsageError, "leaves"),
-        ('{"image": "text.png", "label": "one"}', UsageError, "cannot identify"),
+        ('{"image": "../test/0000.png", "label": "one"}', UsageError, "holds `..`"),
+        ('{"image": "/etc/passwd", "label": "one"}', UsageError, "is absolute"),
+        ('{"image": "text.png", "label": "one"}', UsageError, "not a readable"),
     ],
 )
 def test_a_bad_manifest_line_is_named(

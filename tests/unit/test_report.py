@@ -51,7 +51,9 @@ def score(
     made = []
     for i, (label, read) in enumerate(readings):
         Image.fromarray(np.full((16, 16), 10 * i, np.uint8)).save(folder / f"{i}.png")
-        made.append(Reading(image=f"{i}.png", label=label, read=read, caption=caption))
+        made.append(
+            Reading(image=f"{i}.png", label=label, read=read, caption=caption, original=f"{i}.png")
+        )
     return Score(manifest=folder / "manifest.jsonl", readings=made)
 
 

@@ -14,6 +14,7 @@ app = typer.Typer(
     help="Train, try and inspect image and text tokenizers.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 

@@ -5,7 +5,6 @@ differs is how they come to be: ids outside the dtype are an error instead of wr
 appears at once when it is complete, and until then whatever was there stays.
 """
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -70,6 +69,7 @@ class IndexedDatasetBuilder:
         self.prefix.parent.mkdir(parents=True, exist_ok=True)
         self._writer = DatasetWriter(self.prefix, self.dtype.name, multimodal)
         self._written: Written | None = None
+        self._is_open = True
 
     @property
     def written(self) -> Written:
@@ -115,12 +115,19 @@ class IndexedDatasetBuilder:
         self._writer.add_dataset(Path(prefix))
 
     def finalize(self) -> Written:
-        """Makes everything durable and publishes it: the pair replaces an old one as a whole."""
+        """Makes everything durable and publishes it: the pair replaces an old one as a whole.
+
+        Raises:
+            ValueError: the last document was not ended; end it and finalize again.
+            OSError: the disk failed or is full; nothing is published.
+        """
         self._written = Written(*self._writer.finish())
+        self._is_open = False
         return self._written
 
     def abort(self) -> None:
         """Gives up: nothing is published, and what was there before stays. Harmless when finished."""
+        self._is_open = False
         self._writer.abort()
 
     def __enter__(self) -> Self:
@@ -132,10 +139,11 @@ class IndexedDatasetBuilder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with contextlib.ExitStack() as at_last:
-            at_last.callback(self.abort)
-            if kind is None and self._written is None:
+        try:
+            if kind is None and self._is_open:
                 self.finalize()
+        finally:
+            self.abort()
 
     def _add(
         self,

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from mmfast.errors import UsageError
 from mmfast.evaluate.captions import CaptionReader, read_templates
 from mmfast.evaluate.judge import Judge, WeakJudgeError
-from mmfast.evaluate.records import Record, read_records, stacked_pixels
+from mmfast.evaluate.records import FloatArray, Record, read_records, stacked_pixels
 from mmfast.evaluate.scores import Evaluation, Reading, Score
 
 
@@ -44,22 +45,24 @@ def evaluate(
     if (captions is None) != (templates is None):
         raise UsageError("captions are judged against templates: give both or neither")
     started = time.monotonic()
-    # All manifests are read first, so that a wrong path fails before the work and not after it.
-    train = read_records(train_captions, label_field=label_field)
-    test = read_records(test_captions, label_field=label_field)
-    rebuilt = read_records(reconstructions, label_field=label_field) if reconstructions else []
-    generated = {
-        name: read_records(manifest, label_field=label_field)
-        for name, manifest in (images or {}).items()
-    }
-    written = read_records(captions, label_field=label_field) if captions else []
+    # Everything is read before the judge is trained, so that a bad path or image fails at once.
+    read = partial(read_records, label_field=label_field)
+    train, test = read(train_captions), read(test_captions)
+    rebuilt = read(reconstructions) if reconstructions else []
+    generated = {name: read(manifest) for name, manifest in (images or {}).items()}
+    written = read(captions) if captions else []
     known = {record.label for record in train}
     for records in (test, rebuilt, *generated.values(), written):
         _require_known_labels(records, known)
     reader = CaptionReader(read_templates(templates), known) if templates else None
+    train_pixels, test_pixels = (stacked_pixels(records, judge_size) for records in (train, test))
+    rebuilt_pixels = stacked_pixels(rebuilt, judge_size) if rebuilt else None
+    generated_pixels = {
+        name: stacked_pixels(records, judge_size) for name, records in generated.items()
+    }
 
-    judge = Judge(stacked_pixels(train, judge_size), [record.label for record in train])
-    proof = _judged(judge, test_captions, test)
+    judge = Judge(train_pixels, [record.label for record in train])
+    proof = _judged(judge, test_captions, test, test_pixels)
     if proof.accuracy < min_judge_accuracy:
         raise WeakJudgeError(
             f"the judge reads {proof.accuracy:.3f} of the {len(test)} real held-out images in "
@@ -70,9 +73,13 @@ def evaluate(
         judge=proof,
         num_train=len(train),
         judge_size=judge_size,
-        reconstructions=_judged(judge, reconstructions, rebuilt) if reconstructions else None,
+        reconstructions=None
+        if reconstructions is None or rebuilt_pixels is None
+        else _judged(
+            judge, reconstructions, rebuilt, rebuilt_pixels, originals=test_captions.parent
+        ),
         images={
-            name: _judged(judge, manifest, generated[name])
+            name: _judged(judge, manifest, generated[name], generated_pixels[name])
             for name, manifest in (images or {}).items()
         },
         captions=_read_captions(reader, captions, written) if reader and captions else None,
@@ -80,13 +87,32 @@ def evaluate(
     )
 
 
-def _judged(judge: Judge, manifest: Path, records: list[Record]) -> Score:
-    read = judge.read(stacked_pixels(records, judge.size))
+def _judged(
+    judge: Judge,
+    manifest: Path,
+    records: list[Record],
+    pixels: FloatArray,
+    *,
+    originals: Path | None = None,
+) -> Score:
     readings = [
-        Reading(image=record.image, label=record.label, read=label)
-        for record, label in zip(records, read, strict=True)
+        Reading(
+            image=record.image,
+            label=record.label,
+            read=label,
+            original=_below(originals, record.original),
+        )
+        for record, label in zip(records, judge.read(pixels), strict=True)
     ]
     return Score(manifest=manifest, readings=readings)
+
+
+def _below(folder: Path | None, path: str | None) -> str | None:
+    """`path` seen from `folder`, None unless it lies below it."""
+    if folder is None or path is None or "\0" in path:
+        return None
+    resolved, folder = Path(path).resolve(), folder.resolve()
+    return str(resolved.relative_to(folder)) if resolved.is_relative_to(folder) else None
 
 
 def _read_captions(reader: CaptionReader, manifest: Path, records: list[Record]) -> Score:

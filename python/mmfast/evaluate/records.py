@@ -2,7 +2,7 @@
 
 The same form as `captions.jsonl` of a raw image folder and `manifest.jsonl` of `mmfast generate`:
 `{"image": "relative/path.png", "label": "seven", …}`. Paths are relative to the manifest's folder and
-may not leave it; an image's size is read from its header before it is decoded.
+may not leave it. Images that went through a tokenizer name the real one in `original`.
 """
 
 import dataclasses
@@ -16,9 +16,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from mmfast.errors import BadRecordError, CorruptDataError, UsageError
+from mmfast.tokenizers.images import image_path_under, open_image
 
-MAX_IMAGE_PIXELS = 64_000_000
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -32,6 +31,7 @@ class Record:
         image: path of the image as the manifest has it.
         label: what the image ought to show.
         caption: the `caption` field when it is a text, else empty.
+        original: the `original` field when it is a text, else None.
     """
 
     where: str
@@ -39,6 +39,7 @@ class Record:
     image: str
     label: str
     caption: str
+    original: str | None
 
 
 def read_records(manifest: Path, *, label_field: str = "label") -> list[Record]:
@@ -65,7 +66,7 @@ def read_records(manifest: Path, *, label_field: str = "label") -> list[Record]:
             raise CorruptDataError(f"{where}: not JSON: {error}") from error
         if not isinstance(fields, dict):
             raise CorruptDataError(f"{where}: expected a JSON object, found {line[:40]!r}")
-        caption = fields.get("caption", "")
+        caption, original = fields.get("caption"), fields.get("original")
         records.append(
             Record(
                 where=where,
@@ -73,6 +74,7 @@ def read_records(manifest: Path, *, label_field: str = "label") -> list[Record]:
                 image=_text_field(fields, "image", where),
                 label=_text_field(fields, label_field, where),
                 caption=caption if isinstance(caption, str) else "",
+                original=original if isinstance(original, str) else None,
             )
         )
     if not records:
@@ -90,35 +92,6 @@ def _text_field(fields: dict[str, Any], name: str, where: str) -> str:
     )
 
 
-def image_path(folder: Path, image: str) -> Path:
-    """The image's path; `BadRecordError` when it would lie outside `folder`."""
-    try:
-        path = (folder / image).resolve()
-    except (OSError, ValueError) as error:
-        raise BadRecordError("image_path", f"image path {image!r}: {error}") from error
-    if not path.is_relative_to(folder.resolve()):
-        raise BadRecordError("image_path", f"image path {image!r} leaves {folder}")
-    return path
-
-
-def open_image(path: Path) -> Image.Image:
-    """A decoded image of one of the allowed formats; `BadRecordError` for any other file."""
-    try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_IMAGE_PIXELS:
-                raise BadRecordError(
-                    "image_too_large",
-                    f"{path} has {width} x {height} pixels, more than {MAX_IMAGE_PIXELS:,}",
-                )
-            image.load()
-            return image
-    except FileNotFoundError as error:
-        raise BadRecordError("image_missing", f"there is no image {path}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadRecordError("image_corrupt", f"{path}: {error}") from error
-
-
 def grey_pixels(record: Record, size: int) -> FloatArray:
     """The record's image in grey at `size` x `size`: float32 `[size, size]` in [0, 1].
 
@@ -126,7 +99,7 @@ def grey_pixels(record: Record, size: int) -> FloatArray:
         UsageError: the image is missing, corrupt, too large or outside the manifest's folder.
     """
     try:
-        image = open_image(image_path(record.folder, record.image))
+        image = open_image(image_path_under(record.folder.resolve(), record.image))
     except BadRecordError as error:
         raise UsageError(f"{record.where}: {error}") from error
     grey = image.convert("L").resize((size, size), Image.Resampling.BICUBIC)

@@ -28,12 +28,15 @@ class Reading:
         label: what it ought to show.
         read: what the judge saw, or the label a caption names (None: no known phrasing).
         caption: the caption that was read, None for images.
+        original: of a reconstruction, the real image's path seen from the folder of the judge's
+            manifest; None when it is not known or not below that folder.
     """
 
     image: str
     label: str
     read: str | None
     caption: str | None = None
+    original: str | None = None
 
     @property
     def right(self) -> bool:
@@ -93,9 +96,13 @@ class Score:
             },
             "confusion": confusion,
             "readings": [
-                {k: v for k, v in dataclasses.asdict(r).items() if k != "caption" or v is not None}
-                | {"right": r.right}
-                for r in self.readings
+                {
+                    key: value
+                    for key, value in dataclasses.asdict(reading).items()
+                    if key not in ("caption", "original") or value is not None
+                }
+                | {"right": reading.right}
+                for reading in self.readings
             ],
         }
 
@@ -108,6 +115,7 @@ class Score:
                 label=str(r["label"]),
                 read=None if r["read"] is None else str(r["read"]),
                 caption=str(r["caption"]) if "caption" in r else None,
+                original=str(r["original"]) if "original" in r else None,
             )
             for r in data["readings"]
         ]

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mmfast.errors import BadRecordError
 from mmfast.evaluate import Reading, Score
-from mmfast.evaluate.records import image_path, open_image
+from mmfast.tokenizers.images import image_path_under, open_image
 
 SMALL_SIDE = 48
 _LARGE_SIDE = 192
@@ -44,7 +44,7 @@ def load_picture(image: str, *folders: Path) -> Image.Image | None:
     """The image below the first of `folders` that has it, in RGB; None if it cannot be shown."""
     for folder in folders:
         try:
-            return open_image(image_path(folder, image)).convert("RGB")
+            return open_image(image_path_under(folder.resolve(), image)).convert("RGB")
         except BadRecordError:
             continue
     return None

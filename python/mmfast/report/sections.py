@@ -89,7 +89,7 @@ def reconstructions(run: Run) -> Markup | None:
     score = evaluation.reconstructions
     pairs = []
     for reading in wrong_first(score.readings, _NUM_PAIRS):
-        before = load_picture(reading.image, evaluation.judge.manifest.parent)
+        before = load_picture(reading.original or "", evaluation.judge.manifest.parent)
         after = load_picture(reading.image, score.manifest.parent)
         shown = [_picture(image, reading) for image in (before, after) if image is not None]
         if shown:

@@ -92,7 +92,7 @@ def reconstruct_images(
         "codebook_sizes": list(tokenizer.codebook_sizes),
         "tokenizer_fingerprint": tokenizer.fingerprint,
     }
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in manifest)
+    lines = "".join(json.dumps(record) + "\n" for record in manifest)
     _write(output / "manifest.jsonl", lines)
     _write(output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     rows: list[list[Image.Image]] = []

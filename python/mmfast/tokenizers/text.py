@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from mmfast.errors import BadRecordError, CorruptDataError, UsageError
 
 NUM_BYTES = 256
+FEW_TEXTS = 64
 
 
 class TextTokenizer:
@@ -60,7 +61,11 @@ class TextTokenizer:
                 raise BadRecordError(
                     "caption_not_unicode", f"text {text[:40]!r} holds a lone surrogate: {error}"
                 ) from error
-        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        # Handing a few texts to the library's threads costs 1.3 ms, encoding a caption some 20 us.
+        if len(texts) < FEW_TEXTS:
+            encodings = [self._tokenizer.encode(t, add_special_tokens=False) for t in texts]
+        else:
+            encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [list(encoding.ids) for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -6,6 +6,7 @@ stores ten crops of every image; Sun et al. 2024, arXiv:2406.06525).
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
 
@@ -25,10 +26,14 @@ def keyed_generator(seed: int, purpose: str, *index: int) -> np.random.Generator
     """
     if len(index) > 3:
         raise ValueError("an index has at most three numbers")
-    digest = hashlib.sha256(f"{purpose}\0{seed}".encode()).digest()
-    key = np.frombuffer(digest[:16], dtype="<u8")
     counter = np.array([0, *index, *[0] * (3 - len(index))], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+    return np.random.Generator(np.random.Philox(key=_key(seed, purpose), counter=counter))
+
+
+@functools.lru_cache(maxsize=64)
+def _key(seed: int, purpose: str) -> npt.NDArray[np.uint64]:
+    digest = hashlib.sha256(f"{purpose}\0{seed}".encode()).digest()
+    return np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -101,6 +101,8 @@ impl DatasetWriter {
     }
 
     fn finish(&self, py: Python<'_>) -> PyResult<Counts> {
+        // A writer that cannot be finished yet stays open.
+        self.with_writer(py, |writer| writer.require_whole_documents())?;
         let written = run_detached(py, || self.take().ok_or_else(closed)?.finish())?;
         Ok((
             written.num_documents,

@@ -147,9 +147,7 @@ impl DatasetWriter {
     ///
     /// [`Error::InvalidArgument`] if its dtype or its having modes differs from this dataset's.
     pub fn add_dataset(&mut self, dataset: &IndexedDataset) -> Result<()> {
-        if self.has_open_document() {
-            return Err(unfinished_document());
-        }
+        self.require_whole_documents()?;
         require_alike(dataset, self.dtype, self.has_modes)?;
         let num_bytes = dataset.num_tokens() * self.dtype.item_bytes() as u64;
         self.bin.push_file(&dataset.prefix().bin(), num_bytes)?;
@@ -167,11 +165,20 @@ impl DatasetWriter {
         Ok(())
     }
 
+    /// [`Error::InvalidArgument`] while sequences belong to no document, which [`Self::finish`]
+    /// would refuse too, but only after taking the writer.
+    pub fn require_whole_documents(&self) -> Result<()> {
+        if self.document_ends.last().copied().unwrap_or(0) == self.lengths.len() as u64 {
+            return Ok(());
+        }
+        Err(Error::argument(
+            "the last sequences belong to no document yet; call end_document() first",
+        ))
+    }
+
     /// Makes everything durable and publishes it under the prefix.
     pub fn finish(self) -> Result<Written> {
-        if self.has_open_document() {
-            return Err(unfinished_document());
-        }
+        self.require_whole_documents()?;
         let written = self.written();
         self.bin.finish()?;
         let header = Header {
@@ -189,10 +196,6 @@ impl DatasetWriter {
         )?;
         self.staging.publish()?;
         Ok(written)
-    }
-
-    fn has_open_document(&self) -> bool {
-        self.document_ends.last().copied().unwrap_or(0) != self.lengths.len() as u64
     }
 
     /// Refuses a whole call if anything in it is wrong.
@@ -340,10 +343,6 @@ pub(super) fn require_alike(dataset: &IndexedDataset, dtype: Dtype, has_modes: b
         )));
     }
     Ok(())
-}
-
-fn unfinished_document() -> Error {
-    Error::argument("the last sequences belong to no document yet; call end_document() first")
 }
 
 fn too_long(length: u64) -> Error {

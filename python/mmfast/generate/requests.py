@@ -1,0 +1,73 @@
+"""What is asked of the engine and what comes back: plain frozen data, no tensors."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+from mmfast.generate.grammar import Grammar
+from mmfast.sampling.params import Order, Ties
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """How ids of one modality are drawn; ranges and meaning as in `mmfast.sampling.sample`."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    order: Order = "hf"
+    ties: Ties = "index"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """One thing to generate.
+
+    Attributes:
+        streams: prompts, each at least one id. The first is the main one. With guidance there are
+            several: the last is the unconditional one, and every id drawn is fed to all of them.
+        guidance_weights: weight of each stream but the last: the logits drawn from are
+            u + sum of w_i (c_i - u). Empty for a single stream.
+        grammar: what may come at each position, and when it ends.
+        sampling: settings by modality, as the grammar names them.
+        seed: 64-bit; the n-th id of a request uses the n-th draw of its seed.
+    """
+
+    streams: tuple[tuple[int, ...], ...]
+    grammar: Grammar
+    guidance_weights: tuple[float, ...] = ()
+    sampling: Mapping[str, SamplingSettings] = dataclasses.field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.streams or not all(self.streams):
+            raise ValueError("a request needs at least one prompt, and no prompt may be empty")
+        if len(self.guidance_weights) != len(self.streams) - 1:
+            raise ValueError(
+                f"{len(self.streams)} streams need {len(self.streams) - 1} guidance weights, "
+                f"not {len(self.guidance_weights)}"
+            )
+
+    @property
+    def num_positions(self) -> int:
+        """Positions that the longest stream may come to fill; the last id is not fed again."""
+        return max(map(len, self.streams)) + self.grammar.max_ids - 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """What one request gave.
+
+    Attributes:
+        ids: emitted ids, forced ones and a stop id included.
+        logprobs: natural log-probability of each in the distribution it was drawn from; 0 where
+            forced or greedy.
+        finish: `complete` when the grammar ended, `length` when it ran out of room.
+        status: bits of `mmfast.sampling.SampleOutput.status`, of all draws together.
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish: Literal["complete", "length"]
+    status: int = 0

@@ -1,0 +1,50 @@
+"""How to run a preparation job, whatever the recipe; loads nothing heavy."""
+
+import dataclasses
+from pathlib import Path
+
+from mmfast.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """How to run, apart from what to prepare; none of it but `shard_records` can change a byte."""
+
+    output: Path = dataclasses.field(
+        metadata={"help": "Prefix of the dataset: OUTPUT.bin and OUTPUT.idx are written."}
+    )
+    shard_records: int = dataclasses.field(
+        default=1024, metadata={"help": "Records per shard, the unit of work and of resuming."}
+    )
+    max_bad_fraction: float = dataclasses.field(
+        default=0.05, metadata={"help": "Share of bad records above which the job fails."}
+    )
+    num_examples: int = dataclasses.field(
+        default=5, metadata={"help": "Bad records described in the report, per reason."}
+    )
+    overwrite: bool = dataclasses.field(
+        default=False, metadata={"help": "Replace a dataset or shards of another plan."}
+    )
+
+    def __post_init__(self) -> None:
+        if not self.output.name or str(self.output).endswith("/") or self.output.is_dir():
+            raise UsageError(f"--output must be FOLDER/NAME, not the folder {self.output}")
+        if self.shard_records < 1 or self.num_examples < 0:
+            raise UsageError("--shard-records must be 1 or more, --num-examples 0 or more")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise UsageError("--max-bad-fraction must lie between 0 and 1")
+
+    @property
+    def shards_folder(self) -> Path:
+        """Where unfinished work lies."""
+        return self.output.with_name(self.output.name + ".shards")
+
+    @property
+    def report_path(self) -> Path:
+        """The job's report."""
+        return self.output.with_name(self.output.name + ".prepare.json")
+
+    @property
+    def index_path(self) -> Path:
+        """The file whose presence says that the dataset is complete."""
+        return self.output.with_name(self.output.name + ".idx")

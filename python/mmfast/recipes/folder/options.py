@@ -1,0 +1,107 @@
+"""Options of preparing a folder of images with captions; loads nothing heavy."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from mmfast.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FolderPrepareOptions:
+    """Prepare a folder of images with captions, or WebDataset shards.
+
+    Documents are `[eos] caption [break] · image ids · [eos]`.
+
+    Input is either `images` (with `captions`, or with a `.txt` or `.json` file beside each image) or
+    `tars` (WebDataset shards). With `copies` above one, copy 0 is the image as it is and the others are
+    random views of it, keyed by (seed, record, copy).
+    """
+
+    image_tokenizer: Path = dataclasses.field(metadata={"help": "Folder of an image tokenizer."})
+    text_tokenizer: Path = dataclasses.field(metadata={"help": "A tokenizer.json."})
+    images: Path | None = dataclasses.field(
+        default=None, metadata={"help": "Folder under which all images lie."}
+    )
+    captions: Path | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "Caption file: .jsonl, .json or .parquet; without it, captions lie beside the images."
+        },
+    )
+    tars: str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "WebDataset shards in place of --images: a .tar file, or a folder of them."
+        },
+    )
+    image_field: str = dataclasses.field(
+        default="image", metadata={"help": "Field with the image's path under --images."}
+    )
+    caption_field: str = dataclasses.field(
+        default="caption", metadata={"help": "Field with the caption, or a list of them."}
+    )
+    caption_choice: Literal["all", "random"] = dataclasses.field(
+        default="all",
+        metadata={"help": "Of several captions: a document for each, or one at random per copy."},
+    )
+    image_size: int | None = dataclasses.field(
+        default=None, metadata={"help": "Side in pixels; by default what the tokenizer had."}
+    )
+    copies: int = dataclasses.field(
+        default=1, metadata={"help": "Views of each image that are encoded."}
+    )
+    augment: Literal["none", "affine"] = dataclasses.field(
+        default="none",
+        metadata={"help": "How copies after the first differ: small random affine changes."},
+    )
+    layout: Literal["documents", "single"] = dataclasses.field(
+        default="documents",
+        metadata={
+            "help": "A sequence per segment with modes, or one sequence per document for NeMo and GPTDataset."
+        },
+    )
+    num_sentinels: int = dataclasses.field(
+        default=4, metadata={"help": "Mask sentinels in the vocabulary."}
+    )
+    max_caption_tokens: int = dataclasses.field(
+        default=1024, metadata={"help": "Records with a longer caption are skipped."}
+    )
+    max_image_pixels: int = dataclasses.field(
+        default=64 * 1024 * 1024, metadata={"help": "Larger images are skipped undecoded."}
+    )
+    encode_batch: int | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "Images per call of the tokenizer; part of the plan, since it can move a code. By default "
+            "about half a million pixels."
+        },
+    )
+    threads: int = dataclasses.field(
+        default=1,
+        metadata={"help": "CPU threads per process; part of the plan for the same reason."},
+    )
+    device: str = dataclasses.field(
+        default="cpu", metadata={"help": "cpu or cuda; part of the plan for the same reason."}
+    )
+    seed: int = dataclasses.field(default=0, metadata={"help": "Of random views and choices."})
+
+    def __post_init__(self) -> None:
+        if (self.images is None) == (self.tars is None):
+            raise UsageError("give either --images or --tars")
+        if self.captions is not None and self.images is None:
+            raise UsageError("--captions needs --images, the folder their paths are relative to")
+        at_least_one = (
+            "copies",
+            "num_sentinels",
+            "max_caption_tokens",
+            "max_image_pixels",
+            "threads",
+        )
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')} must be 1 or more")
+        if self.augment != "none" and self.copies < 2:
+            raise UsageError("--augment needs --copies 2 or more: copy 0 is the image as it is")
+        if self.augment == "none" and self.copies > 1 and self.caption_choice == "all":
+            raise UsageError("--copies without --augment would repeat the same documents")

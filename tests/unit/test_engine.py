@@ -1,0 +1,302 @@
+"""The engine: cached logits, grammar, and independence from neighbours, on a tiny random Llama."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+
+from mmfast.errors import UsageError
+from mmfast.generate import (
+    AllowedIds,
+    Choice,
+    Engine,
+    Forced,
+    ImageGrammar,
+    Request,
+    SamplingSettings,
+    TextGrammar,
+)
+from mmfast.models import register_attention
+from mmfast.models.decode_attention import BLOCK, decode_attention
+from mmfast.vocab import Vocabulary
+
+VOCABULARY = Vocabulary.build(
+    50, roles=["eos", "pad", "break", "eoss", "mask_0"], codes=[("image", 24)], multiple_of=8
+)
+
+
+@pytest.fixture(scope="module")
+def llama():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY.size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        attn_implementation=register_attention(),
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def random_prompt(rng: np.random.Generator, *, longest: int = 12) -> tuple[int, ...]:
+    return tuple(rng.integers(0, 50, rng.integers(1, longest)).tolist())
+
+
+def image_request(seed: int, *, guided: bool = True, longest: int = 12, side: int = 4) -> Request:
+    rng = np.random.default_rng(seed)
+    return Request(
+        streams=tuple(random_prompt(rng, longest=longest) for _ in range(2 if guided else 1)),
+        guidance_weights=(3.0,) if guided else (),
+        grammar=ImageGrammar(side, side, VOCABULARY.range("image")),
+        sampling={"image": SamplingSettings(top_p=0.9)},
+        seed=seed,
+    )
+
+
+def uncached_logits(model, prompt, ids) -> torch.Tensor:
+    """[len(ids), V]: the model's logits before each of `ids`, by one plain forward."""
+    with torch.inference_mode():
+        whole = model(input_ids=torch.tensor([[*prompt, *ids]]), use_cache=False).logits[0]
+    return whole[len(prompt) - 1 : len(prompt) - 1 + len(ids)]
+
+
+class Recorder(Engine):
+    """An engine that keeps the logits of its first row at every step."""
+
+    def __init__(self, model, *, num_rows):
+        self.seen = []
+        super().__init__(model, num_rows=num_rows)
+        self.seen.clear()
+
+    def logits(self, hidden, low, high):
+        logits = super().logits(hidden, low, high)
+        self.seen.append(logits.clone())
+        return logits
+
+
+def test_cached_logits_equal_an_uncached_forward(llama):
+    # 80 ids cross a block of the cache.
+    engine = Recorder(llama, num_rows=3)
+    request = dataclasses.replace(
+        image_request(5), grammar=ImageGrammar(8, 10, VOCABULARY.range("image"))
+    )
+    (result,) = engine.run([request])
+    image = VOCABULARY.range("image")
+    for row, prompt in enumerate(request.streams):
+        expected = uncached_logits(llama, prompt, result.ids)[:, image.base : image.end]
+        found = torch.stack([step[row] for step in engine.seen])
+        assert (found - expected).abs().max() <= 1e-5
+
+
+def test_a_request_is_the_same_alone_in_company_and_in_any_order(llama):
+    requests = [image_request(s, guided=s % 3 > 0, longest=90 if s == 3 else 12) for s in range(12)]
+    num_rows = 8
+    together = Engine(llama, num_rows=num_rows).run(requests)
+    order = np.random.default_rng(0).permutation(len(requests))
+    shuffled = Engine(llama, num_rows=num_rows).run([requests[i] for i in order])
+    for place, request_idx in enumerate(order):
+        assert shuffled[place] == together[request_idx]
+    for request, result in zip(requests, together, strict=True):
+        assert Engine(llama, num_rows=num_rows).run([request]) == [result]
+
+
+def test_logits_are_bitwise_the_same_alone_and_in_company(llama):
+    request = image_request(1)
+    alone, company = Recorder(llama, num_rows=8), Recorder(llama, num_rows=8)
+    alone.run([request])
+    # Neighbours of another kind, one of them far longer, one finishing and being replaced.
+    company.run([request, *(image_request(s, longest=200, side=2 + s % 2) for s in range(2, 7))])
+    rows = slice(0, 2)
+    for a, b in zip(alone.seen[:16], company.seen, strict=False):
+        assert torch.equal(a[rows], b[rows])
+
+
+def test_guidance_draws_from_the_mixed_logits(llama):
+    request = dataclasses.replace(
+        image_request(2), sampling={"image": SamplingSettings(temperature=0.0)}
+    )
+    (result,) = Engine(llama, num_rows=4).run([request])
+    conditional, unconditional = (
+        uncached_logits(llama, prompt, result.ids) for prompt in request.streams
+    )
+    image = VOCABULARY.range("image")
+    mixed = (unconditional + 3.0 * (conditional - unconditional))[:, image.base : image.end]
+    assert (mixed.argmax(-1) + image.base).tolist() == list(result.ids)
+
+
+def test_three_streams_mix_with_their_weights(llama):
+    rng = np.random.default_rng(9)
+    request = dataclasses.replace(
+        image_request(9),
+        streams=tuple(random_prompt(rng) for _ in range(3)),
+        guidance_weights=(2.0, 0.7),
+        sampling={"image": SamplingSettings(temperature=0.0)},
+    )
+    (result,) = Engine(llama, num_rows=4).run([request])
+    a, b, u = (uncached_logits(llama, prompt, result.ids) for prompt in request.streams)
+    image = VOCABULARY.range("image")
+    mixed = (u + 2.0 * (a - u) + 0.7 * (b - u))[:, image.base : image.end]
+    assert (mixed.argmax(-1) + image.base).tolist() == list(result.ids)
+
+
+def test_images_have_exactly_their_grid_of_codes(llama):
+    rng = np.random.default_rng(3)
+    requests, sizes = [], []
+    for seed in range(40):
+        height, width = (int(n) for n in rng.integers(1, 7, 2))
+        sizes.append(height * width)
+        grammar = ImageGrammar(height, width, VOCABULARY.range("image"))
+        requests.append(dataclasses.replace(image_request(seed), grammar=grammar))
+    for result, size in zip(Engine(llama, num_rows=7).run(requests), sizes, strict=True):
+        assert len(result.ids) == len(result.logprobs) == size
+        assert VOCABULARY.codes_from_ids("image", result.ids).shape == (size,)
+        assert result.finish == "complete"
+        assert all(logprob <= 0 for logprob in result.logprobs)
+
+
+def test_text_ends_at_its_stop_id_or_at_its_room(llama):
+    grammar = TextGrammar.of_vocabulary(VOCABULARY, stop_roles=("eoss",), max_ids=20)
+    rng = np.random.default_rng(4)
+    requests = [
+        Request(
+            streams=(random_prompt(rng),),
+            grammar=grammar,
+            sampling={"text": SamplingSettings(temperature=2.0)},
+            seed=seed,
+        )
+        for seed in range(60)
+    ]
+    eoss = VOCABULARY["eoss"]
+    results = Engine(llama, num_rows=8).run(requests)
+    for result in results:
+        body = result.ids[:-1] if result.finish == "complete" else result.ids
+        assert (result.finish == "complete") == (result.ids[-1] == eoss)
+        assert all(token < 50 for token in body)
+        assert result.finish == "complete" or len(result.ids) == 20
+    assert {result.finish for result in results} == {"complete", "length"}
+
+
+@dataclasses.dataclass(frozen=True)
+class LinesGrammar:
+    """Rows of two free ids, each row closed by a forced one, as in Emu3's images."""
+
+    num_lines: int = 3
+    end_of_line: int = 49
+
+    @property
+    def max_ids(self) -> int:
+        return 3 * self.num_lines
+
+    def next(self, num_emitted, last_id):
+        if num_emitted == self.max_ids:
+            return None
+        if num_emitted % 3 == 2:
+            return Forced(self.end_of_line)
+        return Choice(AllowedIds(((0, 40),)), "image")
+
+    def is_complete(self, num_emitted, last_id):
+        return num_emitted == self.max_ids
+
+
+def test_forced_ids_are_fed_but_not_drawn(llama):
+    request = dataclasses.replace(image_request(6), grammar=LinesGrammar())
+    engine = Recorder(llama, num_rows=2)
+    (result,) = engine.run([request])
+    assert result.ids[2::3] == (49, 49, 49)
+    assert result.logprobs[2::3] == (0.0, 0.0, 0.0)
+    assert len(engine.seen) == 6
+    expected = uncached_logits(llama, request.streams[0], result.ids)[4, :40]
+    assert (engine.seen[3][0] - expected).abs().max() <= 1e-5
+
+
+def test_mixed_kinds_share_a_batch(llama):
+    text = TextGrammar.of_vocabulary(VOCABULARY, stop_roles=("eoss",), max_ids=6)
+    requests = [
+        dataclasses.replace(image_request(s, guided=False), grammar=text)
+        if s % 2
+        else image_request(s)
+        for s in range(6)
+    ]
+    engine = Engine(llama, num_rows=5)
+    assert engine.run(requests) == [engine.run([request])[0] for request in requests]
+
+
+def test_opt_generates_as_its_uncached_forward():
+    torch.manual_seed(1)
+    config = OPTConfig(
+        vocab_size=VOCABULARY.size, hidden_size=32, ffn_dim=64, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=64, word_embed_proj_dim=32, dropout=0.0,
+        init_std=0.3, attn_implementation=register_attention(),
+    )  # fmt: skip
+    model = OPTForCausalLM(config).eval()
+    engine = Recorder(model, num_rows=4)
+    request = image_request(8)
+    (result,) = engine.run([request])
+    image = VOCABULARY.range("image")
+    expected = uncached_logits(model, request.streams[0], result.ids)[:, image.base : image.end]
+    assert (torch.stack([step[0] for step in engine.seen]) - expected).abs().max() <= 1e-5
+
+
+def test_what_does_not_fit_is_refused_before_anything_runs(llama):
+    engine = Engine(llama, num_rows=2)
+    long = dataclasses.replace(image_request(0), streams=((1,) * 250, (2,)))
+    with pytest.raises(UsageError, match="context of 256 tokens: its prompt has 250 ids"):
+        engine.run([long])
+    fits = dataclasses.replace(long, streams=((1,) * 241, (2,)))
+    assert len(engine.run([fits])[0].ids) == 16
+    three = dataclasses.replace(long, streams=((1,), (2,), (3,)), guidance_weights=(1.0, 2.0))
+    with pytest.raises(UsageError, match="3 streams"):
+        engine.run([three])
+    with pytest.raises(UsageError, match="prompt id outside"):
+        engine.run([dataclasses.replace(long, streams=((1, 9999), (2,)))])
+    with pytest.raises(ValueError, match="no prompt may be empty"):
+        dataclasses.replace(long, streams=((1,), ()))
+    with pytest.raises(ValueError, match="2 streams need 1 guidance"):
+        dataclasses.replace(long, guidance_weights=())
+    assert engine.run([]) == []
+
+
+def test_models_that_scale_their_logits_are_refused():
+    from transformers import CohereConfig, CohereForCausalLM
+
+    config = CohereConfig(
+        vocab_size=80, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=4, logit_scale=0.01, initializer_range=1.0,
+        attn_implementation=register_attention(), pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="changes its logits"):
+        Engine(CohereForCausalLM(config).eval(), num_rows=1)
+
+
+def test_attention_over_blocks_ignores_what_lies_beyond_a_row():
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(3, 4, 1, 8, generator=generator)
+    key, value = torch.randn(2, 3, 2, 3 * BLOCK, 8, generator=generator)
+    positions = torch.tensor([0, BLOCK - 1, BLOCK + 5])
+    walk = {"cache_positions": positions, "scaling": 0.3}
+    short = decode_attention(None, query, key, value, None, cache_length=BLOCK + 6, **walk)
+    whole = decode_attention(None, query, key, value, None, cache_length=3 * BLOCK, **walk)
+    assert torch.equal(short, whole)
+    for row, position in enumerate(positions.tolist()):
+        k, v = (x[row, :, : position + 1].repeat_interleave(2, 0) for x in (key, value))
+        weights = (query[row, :, 0, None] @ k.transpose(-1, -2) * 0.3).softmax(-1)
+        assert torch.allclose(short[row, 0], (weights @ v)[:, 0], atol=1e-6)
+    with pytest.raises(ValueError, match="whole blocks"):
+        decode_attention(None, query, key[:, :, :-1], value, None, cache_length=1, **walk)
+
+
+def test_text_grammar_leaves_out_special_ids_among_the_text():
+    inside = Vocabulary(size=20, text_size=12, special={"eos": 3, "eoss": 15}, ranges=())
+    grammar = TextGrammar.of_vocabulary(inside, stop_roles=("eoss",), max_ids=2)
+    assert grammar.text.ranges == ((0, 3), (4, 12))
+    choice = grammar.next(0, None)
+    assert choice is not None
+    assert [i for i in range(20) if i in choice.allowed] == [0, 1, 2, *range(4, 12), 15]
+    with pytest.raises(ValueError, match="overlap"):
+        AllowedIds(((0, 3), (2, 5)))

@@ -1,0 +1,419 @@
+"""`mmfast prepare folder`: documents as the layout says, sources, copies, resuming, reports that add up."""
+
+import dataclasses
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from mmfast.cli.prepare import app
+from mmfast.data import IndexedDataset
+from mmfast.errors import MmfastError, UsageError, VocabularyMismatchError
+from mmfast.prepare.job import run_job
+from mmfast.prepare.options import JobOptions
+from mmfast.prepare.protocol import Document, Skip
+from mmfast.recipes.folder.documents import FolderPreparation
+from mmfast.recipes.folder.options import FolderPrepareOptions
+from mmfast.registry import get_recipe
+from mmfast.tokenizers import load_image_tokenizer, load_text_tokenizer, train_text_tokenizer
+from mmfast.tokenizers.fsq import FsqConfig, FsqImageTokenizer
+from mmfast.tokenizers.images import open_image
+from mmfast.vocab import Vocabulary
+
+NUM_IMAGES = 10
+CAPTION = "a square number {}"
+Lines = list[Any]
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images, captions in every form, and both tokenizers."""
+    root = tmp_path_factory.mktemp("raw")
+    images = root / "images"
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    lines: Lines = []
+    for i in range(NUM_IMAGES):
+        Image.fromarray(rng.integers(0, 256, (9, 12), dtype=np.uint8)).save(images / f"{i}.png")
+        lines.append({"image": f"{i}.png", "caption": CAPTION.format(i), "label": i})
+    write_jsonl(root / "captions.jsonl", lines)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        shape = FsqConfig(
+            channels=1,
+            image_height=8,
+            image_width=8,
+            fsq_levels=(4, 3),
+            stem_patch=2,
+            widths=(8, 8),
+            num_blocks=1,
+        )
+        FsqImageTokenizer(shape).save(root / "image-tokenizer")
+    texts = [line["caption"] for line in lines]
+    train_text_tokenizer(texts, vocab_size=280).save(root / "tokenizer.json")
+    return root
+
+
+def write_jsonl(path: Path, lines: Lines) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def options_for(raw: Path, **changes: Any) -> FolderPrepareOptions:
+    settings = {
+        "image_tokenizer": raw / "image-tokenizer",
+        "text_tokenizer": raw / "tokenizer.json",
+        "images": raw / "images",
+        "captions": raw / "captions.jsonl",
+        "encode_batch": 4,
+        **changes,
+    }
+    return FolderPrepareOptions(**settings)
+
+
+def prepare(raw: Path, output: Path, *, job: dict[str, Any] | None = None, **changes: Any) -> Any:
+    preparation = FolderPreparation(options_for(raw, **changes))
+    return run_job("folder", preparation, JobOptions(output=output, **(job or {})))
+
+
+def captions_in(prefix: Path) -> list[str]:
+    """The captions that the documents of a dataset begin with."""
+    dataset = IndexedDataset(prefix)
+    text = load_text_tokenizer(prefix.parent)
+    documents = [dataset.document(k) for k in range(dataset.num_documents)]
+    return [text.decode(segments[0].ids[1:-1]) for segments in documents]
+
+
+def test_a_document_is_caption_image_and_end(raw: Path, tmp_path: Path) -> None:
+    report = prepare(raw, tmp_path / "data" / "train")
+    dataset = IndexedDataset(tmp_path / "data" / "train")
+    vocabulary = Vocabulary.load(tmp_path / "data")
+    tokenizer = load_image_tokenizer(raw / "image-tokenizer")
+    assert dataset.num_documents == report["documents"] == NUM_IMAGES
+    for k in range(NUM_IMAGES):
+        before, image, after = dataset.document(k)
+        assert [segment.mode for segment in (before, image, after)] == [0, 1, 0]
+        assert before.ids[0] == vocabulary["eos"]
+        assert before.ids[-1] == vocabulary["break"]
+        assert after.ids.tolist() == [vocabulary["eos"]]
+        pixels = tokenizer.preprocess(open_image(raw / "images" / f"{k}.png"), 8)
+        codes = tokenizer.encode(pixels[None])[0].flatten()
+        assert vocabulary.codes_from_ids("image", image.ids).tolist() == codes.tolist()
+    assert captions_in(tmp_path / "data" / "train") == [
+        CAPTION.format(i) for i in range(NUM_IMAGES)
+    ]
+
+
+def test_the_folder_describes_itself(raw: Path, tmp_path: Path) -> None:
+    report = prepare(raw, tmp_path / "train", num_sentinels=2)
+    vocabulary = Vocabulary.load(tmp_path)
+    assert list(vocabulary.special) == ["eos", "pad", "break", "eoss", "mask_0", "mask_1"]
+    assert vocabulary.range("image").size == 12
+    text = load_text_tokenizer(tmp_path / "tokenizer.json")
+    assert vocabulary.text_fingerprint == text.fingerprint
+    recipe = json.loads((tmp_path / "recipe.json").read_text())
+    tokenizer = load_image_tokenizer(recipe["image_tokenizer"]["path"])
+    assert recipe == {
+        "format_version": 1,
+        "recipe": "folder",
+        "layout": "documents",
+        "grid": [2, 2],
+        "image_size": 8,
+        "image_tokenizer": {
+            "path": str(raw / "image-tokenizer"),
+            "fingerprint": tokenizer.fingerprint,
+        },
+    }
+    assert json.loads((tmp_path / "train.prepare.json").read_text()) == report
+    assert report["status"] == "complete"
+    assert report["tokens"] == sum(len(ids) for ids in IndexedDataset(tmp_path / "train"))
+    assert not (tmp_path / "train.shards").exists()
+
+
+def test_single_layout_has_the_same_ids_in_one_sequence(raw: Path, tmp_path: Path) -> None:
+    prepare(raw, tmp_path / "a" / "train")
+    prepare(raw, tmp_path / "b" / "train", layout="single")
+    documents, single = (
+        IndexedDataset(tmp_path / "a" / "train"),
+        IndexedDataset(tmp_path / "b" / "train"),
+    )
+    assert not single.multimodal
+    assert len(single) == single.num_documents == NUM_IMAGES
+    for k in range(NUM_IMAGES):
+        joined = np.concatenate([segment.ids for segment in documents.document(k)])
+        assert np.array_equal(single[k], joined)
+
+
+def same_bytes(left: Path, right: Path) -> bool:
+    names = (left.name + suffix for suffix in (".bin", ".idx"))
+    return all((left.parent / n).read_bytes() == (right.parent / n).read_bytes() for n in names)
+
+
+def test_every_source_gives_the_same_documents(raw: Path, tmp_path: Path) -> None:
+    prepare(raw, tmp_path / "reference" / "train")
+    lines = [json.loads(line) for line in (raw / "captions.jsonl").read_text().splitlines()]
+    images = [(raw / "images" / line["image"]).read_bytes() for line in lines]
+
+    array = tmp_path / "captions.json"
+    array.write_text(json.dumps(lines))
+    mapping = tmp_path / "mapping.json"
+    mapping.write_text(json.dumps({line["image"]: [line["caption"]] for line in lines}))
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    for i, (line, content) in enumerate(zip(lines, images, strict=True)):
+        (beside / f"{i}.png").write_bytes(content)
+        if i % 2:
+            (beside / f"{i}.txt").write_text(line["caption"] + "\n\n")
+        else:
+            (beside / f"{i}.json").write_text(json.dumps(line))
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    for shard in range(2):
+        with tarfile.open(tars / f"{shard:03}.tar", "w") as archive:
+            for i in range(shard * 5, shard * 5 + 5):
+                caption = (
+                    lines[i]["caption"] if i % 2 else json.dumps({"caption": lines[i]["caption"]})
+                )
+                add_member(archive, f"part/{i}.{'txt' if i % 2 else 'json'}", caption.encode())
+                add_member(archive, f"part/{i}.png", images[i])
+    sources: dict[str, dict[str, Any]] = {
+        "array": {"captions": array},
+        "mapping": {"captions": mapping},
+        "beside": {"images": beside, "captions": None},
+        "tars": {"images": None, "captions": None, "tars": str(tars)},
+    }
+    for name, changes in sources.items():
+        prepare(raw, tmp_path / name / "train", **changes)
+        assert same_bytes(tmp_path / name / "train", tmp_path / "reference" / "train"), name
+
+
+def test_parquet_holds_paths_or_images(raw: Path, tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="parquet input needs pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="parquet input needs pyarrow")
+    prepare(raw, tmp_path / "reference" / "train")
+    lines = [json.loads(line) for line in (raw / "captions.jsonl").read_text().splitlines()]
+    table = pa.Table.from_pylist([{k: line[k] for k in ("image", "caption")} for line in lines])
+    parquet.write_table(table, tmp_path / "paths.parquet", row_group_size=3)
+    embedded = [
+        {
+            "image": {"bytes": (raw / "images" / line["image"]).read_bytes()},
+            "caption": line["caption"],
+        }
+        for line in lines
+    ]
+    parquet.write_table(pa.Table.from_pylist(embedded), tmp_path / "embedded.parquet")
+    for name in ("paths", "embedded"):
+        prepare(raw, tmp_path / name / "train", captions=tmp_path / f"{name}.parquet")
+        assert same_bytes(tmp_path / name / "train", tmp_path / "reference" / "train"), name
+
+
+def add_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    archive.addfile(info, io.BytesIO(content))
+
+
+def test_of_several_captions_each_or_one_makes_a_document(raw: Path, tmp_path: Path) -> None:
+    both = [["first", "second"]] * NUM_IMAGES
+    lines = [{"image": f"{i}.png", "caption": caption} for i, caption in enumerate(both)]
+    captions = write_jsonl(tmp_path / "captions.jsonl", lines)
+    prepare(raw, tmp_path / "all" / "train", captions=captions)
+    assert captions_in(tmp_path / "all" / "train") == ["first", "second"] * NUM_IMAGES
+    settings = {"captions": captions, "caption_choice": "random", "copies": 4}
+    prepare(raw, tmp_path / "random" / "train", **settings)
+    chosen = captions_in(tmp_path / "random" / "train")
+    assert len(chosen) == 4 * NUM_IMAGES
+    assert 10 < chosen.count("first") < 30
+    prepare(raw, tmp_path / "other" / "train", **settings, seed=1)
+    assert captions_in(tmp_path / "other" / "train") != chosen
+
+
+def test_copies_are_the_image_itself_and_views_of_it(raw: Path, tmp_path: Path) -> None:
+    prepare(raw, tmp_path / "plain" / "train")
+    prepare(raw, tmp_path / "copies" / "train", copies=5, augment="affine")
+    plain, copies = (
+        IndexedDataset(tmp_path / "plain" / "train"),
+        IndexedDataset(tmp_path / "copies" / "train"),
+    )
+    assert copies.num_documents == 5 * NUM_IMAGES
+    num_changed = 0
+    for k in range(NUM_IMAGES):
+        original = plain.document(k)[1].ids.tolist()
+        views = [copies.document(5 * k + c)[1].ids.tolist() for c in range(5)]
+        assert views[0] == original
+        num_changed += sum(view != original for view in views[1:])
+    assert num_changed > NUM_IMAGES
+
+
+def test_shard_size_and_reruns_do_not_change_a_byte(raw: Path, tmp_path: Path) -> None:
+    settings = {"copies": 2, "augment": "affine", "encode_batch": 1}
+    prepare(raw, tmp_path / "one" / "train", **settings)
+    for shard_records in (1, 3, 10):
+        prefix = tmp_path / str(shard_records) / "train"
+        report = prepare(raw, prefix, job={"shard_records": shard_records}, **settings)
+        assert report["shards"] == -(-NUM_IMAGES // shard_records)
+        assert same_bytes(prefix, tmp_path / "one" / "train")
+
+
+class DiesAt(FolderPreparation):
+    """Stops as a killed process would, when it comes to one record."""
+
+    record: int | None = None
+    seen: list[range]
+
+    def documents(self, records: range, skip: Skip) -> Iterator[Document]:
+        self.seen.append(records)
+        for document in super().documents(records, skip):
+            if self.record in records:
+                raise KeyboardInterrupt
+            yield document
+
+
+def test_a_killed_job_goes_on_where_it_stopped(raw: Path, tmp_path: Path) -> None:
+    prepare(raw, tmp_path / "unbroken" / "train", job={"shard_records": 3})
+    job = JobOptions(output=tmp_path / "train", shard_records=3)
+    preparation = DiesAt(options_for(raw))
+    preparation.seen, preparation.record = [], 7
+    with pytest.raises(KeyboardInterrupt):
+        run_job("folder", preparation, job)
+    assert not (tmp_path / "train.idx").exists()
+    preparation.seen, preparation.record = [], None
+    run_job("folder", preparation, job)
+    assert preparation.seen == [range(6, 9), range(9, 10)]
+    assert same_bytes(tmp_path / "train", tmp_path / "unbroken" / "train")
+    preparation.seen = []
+    run_job("folder", preparation, job)
+    assert preparation.seen == []
+
+
+def test_a_job_killed_before_its_report_is_finished_by_a_rerun(raw: Path, tmp_path: Path) -> None:
+    job = JobOptions(output=tmp_path / "train", shard_records=3)
+    preparation = DiesAt(options_for(raw))
+    preparation.seen, preparation.record = [], 9
+    with pytest.raises(KeyboardInterrupt):
+        run_job("folder", preparation, job)
+    # The dataset of the same plan is already published, as after a crash between the two renames.
+    prepare(raw, tmp_path / "done" / "train", job={"shard_records": 3})
+    for suffix in (".bin", ".idx"):
+        (tmp_path / f"train{suffix}").write_bytes(
+            (tmp_path / "done" / f"train{suffix}").read_bytes()
+        )
+    preparation.record = None
+    assert run_job("folder", preparation, job)["status"] == "complete"
+
+
+def test_another_plan_is_refused_unless_it_may_replace(raw: Path, tmp_path: Path) -> None:
+    prepare(raw, tmp_path / "train")
+    with pytest.raises(UsageError, match="--overwrite"):
+        prepare(raw, tmp_path / "train", seed=1, copies=2, augment="affine")
+    replaced = prepare(
+        raw, tmp_path / "train", seed=1, copies=2, augment="affine", job={"overwrite": True}
+    )
+    assert IndexedDataset(tmp_path / "train").num_documents == replaced["documents"] == 20
+
+
+def test_datasets_of_one_folder_must_agree(raw: Path, tmp_path: Path) -> None:
+    prepare(raw, tmp_path / "train")
+    prepare(raw, tmp_path / "validation", seed=1)
+    with pytest.raises(VocabularyMismatchError, match="mask_4"):
+        prepare(raw, tmp_path / "more", num_sentinels=5)
+    with pytest.raises(UsageError, match="layout is 'single' against 'documents'"):
+        prepare(raw, tmp_path / "more", layout="single")
+    with pytest.raises(UsageError, match=r"grid is \[4, 4\] against \[2, 2\]"):
+        prepare(raw, tmp_path / "more", image_size=16)
+    assert not (tmp_path / "more.idx").exists()
+
+
+def test_bad_records_are_counted_and_the_report_adds_up(raw: Path, tmp_path: Path) -> None:
+    lines: Lines = [{"image": f"{i}.png", "caption": CAPTION.format(i)} for i in range(NUM_IMAGES)]
+    lines[2] = {"image": "absent.png", "caption": "x"}
+    lines[5] = {"image": "absent.png", "caption": "x"}
+    lines[7] = {"image": "7.png"}
+    captions = write_jsonl(tmp_path / "captions.jsonl", lines)
+    limits = {"max_bad_fraction": 0.3, "num_examples": 1, "shard_records": 3}
+    report = prepare(raw, tmp_path / "train", captions=captions, job=limits)
+    assert report["skipped"] == {"image_missing": 2, "caption_missing": 1}
+    assert report["used"] + report["num_skipped"] == report["records"] == NUM_IMAGES
+    assert [len(texts) for texts in report["examples"].values()] == [1, 1]
+    assert "record 2" in report["examples"]["image_missing"][0]
+    assert captions_in(tmp_path / "train") == [CAPTION.format(i) for i in (0, 1, 3, 4, 6, 8, 9)]
+
+
+def test_too_many_bad_records_fail_with_a_report_and_keep_the_shards(
+    raw: Path, tmp_path: Path
+) -> None:
+    lines: Lines = [{"image": f"{i}.png", "caption": "x"} for i in range(8, 12)]
+    captions = write_jsonl(tmp_path / "captions.jsonl", lines)
+    with pytest.raises(MmfastError, match=r"2 of 4 records are bad \(image_missing 2\)"):
+        prepare(raw, tmp_path / "train", captions=captions)
+    report = json.loads((tmp_path / "train.prepare.json").read_text())
+    assert (report["status"], report["num_skipped"]) == ("failed", 2)
+    assert not (tmp_path / "train.idx").exists()
+    assert (tmp_path / "train.shards").exists()
+    report = prepare(raw, tmp_path / "train", captions=captions, job={"max_bad_fraction": 0.5})
+    assert report["documents"] == 2
+
+
+def test_an_input_of_bad_records_only_fails(raw: Path, tmp_path: Path) -> None:
+    captions = write_jsonl(tmp_path / "captions.jsonl", [{"image": "absent.png", "caption": "x"}])
+    with pytest.raises(MmfastError, match="1 of 1"):
+        prepare(raw, tmp_path / "train", captions=captions, job={"max_bad_fraction": 1.0})
+    empty = write_jsonl(tmp_path / "empty.jsonl", [])
+    with pytest.raises(UsageError, match="no records"):
+        prepare(raw, tmp_path / "train", captions=empty)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": None}, "either --images or --tars"),
+        ({"tars": "x.tar"}, "either --images or --tars"),
+        ({"copies": 0}, "--copies must be 1 or more"),
+        ({"augment": "affine"}, "--copies 2 or more"),
+        ({"copies": 2}, "would repeat the same documents"),
+        ({"image_size": 10}, "not a multiple"),
+        ({"captions": Path("absent.jsonl")}, "no caption file"),
+        ({"captions": Path("captions.pkl")}, "no caption file"),
+        ({"image_tokenizer": Path("absent")}, "holds no image tokenizer"),
+        ({"text_tokenizer": Path("absent")}, "no text tokenizer"),
+        ({"images": Path("absent")}, "not a folder"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(
+    raw: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(MmfastError, match=message):
+        FolderPreparation(options_for(raw, **changes))
+
+
+def test_the_recipe_is_found_by_name(raw: Path) -> None:
+    recipe = get_recipe("folder")
+    assert recipe.prepare_options is FolderPrepareOptions
+    preparation = recipe.open_preparation(options_for(raw))
+    assert preparation.num_records == NUM_IMAGES
+    assert all(field.metadata.get("help") for field in dataclasses.fields(FolderPrepareOptions))
+
+
+def test_the_command_line_takes_flags_over_a_file(raw: Path, tmp_path: Path) -> None:
+    config = tmp_path / "folder.yaml"
+    config.write_text(
+        f"images: {raw / 'images'}\ncaptions: {raw / 'captions.jsonl'}\nseed: 5\n"
+        f"image_tokenizer: {raw / 'image-tokenizer'}\ntext_tokenizer: {raw / 'tokenizer.json'}\n"
+    )
+    output = tmp_path / "data: a" / "train"
+    arguments = ["folder", "--config", str(config), "--output", str(output), "--seed", "7"]
+    dry = CliRunner().invoke(app, [*arguments, "--dry-run"])
+    assert json.loads(dry.stdout)["plan"]["options"]["seed"] == 7
+    assert not output.parent.exists()
+    done = CliRunner().invoke(app, [*arguments, "--copies", "3", "--augment", "affine"])
+    assert done.exit_code == 0
+    assert "30 documents" in done.stdout
+    assert IndexedDataset(output).num_documents == 30
