@@ -32,6 +32,12 @@ TINY_MODEL = [
 
 
 @pytest.fixture(scope="session")
+def tiny_model():
+    """Arguments for a model and batches that train in milliseconds a step."""
+    return TINY_MODEL
+
+
+@pytest.fixture(scope="session")
 def dataset(tmp_path_factory):
     """200 documents `[eos] caption [break] image(4 ids) [eos]` whose image follows the caption."""
     folder = tmp_path_factory.mktemp("data")

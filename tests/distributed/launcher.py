@@ -1,8 +1,9 @@
 """Runs training scenarios in forked processes: `python launcher.py scenarios.json`.
 
-A scenario is a training run, or a script that every rank runs. torch is imported once; each rank of each scenario is a fork of this process. A scenario may name a
-rank that ends itself at a step: by SIGKILL in the midst of the step or of a save, or by SIGTERM, as a
-machine's scheduler would. Prints the ranks' exit codes by scenario as JSON.
+A scenario is a training run, or a script that every rank runs. torch is
+imported once; each rank of each scenario is a fork of this process. A scenario may name a rank that
+ends itself at a step: by SIGKILL in the midst of the step or of a save, or by SIGTERM, as a machine's
+scheduler would. Prints the ranks' exit codes by scenario as JSON.
 """
 
 import json
@@ -12,6 +13,7 @@ import signal
 import socket
 import sys
 import traceback
+from pathlib import Path
 
 import transformers
 
@@ -23,9 +25,7 @@ from mmfast.train import load_train_config, train
 def main(path):
     assert transformers.LlamaForCausalLM  # loaded here, once, instead of in every fork
     codes = {}
-    with open(path, encoding="utf-8") as file:
-        scenarios = json.load(file)
-    for scenario in scenarios:
+    for scenario in json.loads(Path(path).read_text(encoding="utf-8")):
         codes[scenario["name"]] = run(scenario)
     sys.stdout.write(json.dumps(codes) + "\n")
 
