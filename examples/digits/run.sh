@@ -54,7 +54,8 @@ stage "text tokenizer" mmfast tokenizer train-text --captions "$raw/train/captio
   --vocab-size 320 --output "$out/tokenizers/text.json"
 
 spread "prepare train" -m mmfast.prepare folder --images "$raw/train" \
-  --captions "$raw/train/captions.jsonl" --caption-choice random --copies 24 --augment affine --shard-records 256 \
+  --captions "$raw/train/captions.jsonl" --caption-choice random --copies 24 --augment affine \
+  --shard-records 256 \
   --image-tokenizer "$out/tokenizers/image" --text-tokenizer "$out/tokenizers/text.json" \
   --seed "$seed" --output "$out/data/train"
 spread "prepare held-out" -m mmfast.prepare folder --images "$raw/heldout" \
