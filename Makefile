@@ -52,6 +52,11 @@ format: $(STAMP_BUILD) ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix --quiet . || true
 	$(BIN)/ruff format .
 
+.PHONY: demo
+demo: $(STAMP_BUILD) ## real digits to drawn and captioned ones, with a report: SEED=0 OUT=out/demo
+	@echo "export, 2 tokenizers, prepare, train, generate, evaluate, report: about 8 minutes on 2 cores"
+	PATH="$(abspath $(BIN)):$$PATH" bash examples/digits/run.sh
+
 .PHONY: test
 test: test-rust test-python test-wheel test-floor ## all tests: Rust, Python, kernels, wheel, oldest versions
 

@@ -126,8 +126,7 @@ def _print_table(result: "Evaluation") -> None:
         rows.append(("reconstructions", result.reconstructions, judge))
     rows.extend((f"images {name}", score, judge) for name, score in result.images.items())
     if result.captions is not None:
-        well_formed = f"captions ({result.captions.well_formed:.3f} well formed)"
-        rows.append((well_formed, result.captions, "by phrasing"))
+        rows.append(("captions", result.captions, "by phrasing"))
     for name, score, beside in rows:
         low, high = score.interval()
         table.add_row(
@@ -137,4 +136,7 @@ def _print_table(result: "Evaluation") -> None:
             f"{low:.3f}-{high:.3f}",
             beside,
         )
+    if result.captions is not None:
+        num, share = len(result.captions.readings), result.captions.well_formed
+        table.add_row("well-formed captions", f"{round(share * num)} of {num}", f"{share:.3f}")
     Console().print(table)

@@ -15,25 +15,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mmfast.data.batch import Batch
     from mmfast.data.builder import IndexedDatasetBuilder, Written, merge_datasets, optimal_dtype
     from mmfast.data.dataset import IndexedDataset, Scan
+    from mmfast.data.loader import Loader, Source
     from mmfast.data.segment import Segment
 
 __all__ = [
+    "Batch",
     "IndexedDataset",
     "IndexedDatasetBuilder",
+    "Loader",
     "Scan",
     "Segment",
+    "Source",
     "Written",
     "merge_datasets",
     "optimal_dtype",
 ]
 
 _MODULE_OF_NAME = {
+    "Batch": "mmfast.data.batch",
     "IndexedDataset": "mmfast.data.dataset",
     "IndexedDatasetBuilder": "mmfast.data.builder",
+    "Loader": "mmfast.data.loader",
     "Scan": "mmfast.data.dataset",
     "Segment": "mmfast.data.segment",
+    "Source": "mmfast.data.loader",
     "Written": "mmfast.data.builder",
     "merge_datasets": "mmfast.data.builder",
     "optimal_dtype": "mmfast.data.builder",

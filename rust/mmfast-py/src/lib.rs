@@ -3,6 +3,8 @@
 mod dataset;
 mod error;
 mod gil;
+mod loader;
+mod objective;
 
 use pyo3::prelude::*;
 
@@ -12,6 +14,10 @@ mod _mmfast {
 
     #[pymodule_export]
     use super::dataset::{DatasetReader, DatasetWriter, merge_datasets};
+    #[pymodule_export]
+    use super::loader::BatchLoader;
+    #[pymodule_export]
+    use super::objective::Objective;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -1,0 +1,337 @@
+"""The loader end to end on small datasets written by the builder."""
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from mmfast.data import IndexedDataset, IndexedDatasetBuilder, Loader, Source
+from mmfast.errors import StateMismatchError, UsageError, VocabularyMismatchError
+from mmfast.objectives import Cm3, NextToken, reference, restore_document
+from mmfast.vocab import Vocabulary
+
+VOCABULARY = Vocabulary.build(
+    300,
+    roles=["eos", "pad", "break", "eoss", *(f"mask_{i}" for i in range(4))],
+    codes=[("image", 64)],
+)
+EOS, PAD, BREAK = VOCABULARY["eos"], VOCABULARY["pad"], VOCABULARY["break"]
+NUM_DOCUMENTS = 200
+
+
+def write_pairs(prefix: Path, num_documents: int = NUM_DOCUMENTS, seed: int = 0) -> Path:
+    """Caption-image documents; the first caption id is the document's number."""
+    rng = np.random.default_rng(seed)
+    with IndexedDatasetBuilder(prefix, multimodal=True) as builder:
+        for number in range(num_documents):
+            caption = rng.integers(10, 200, size=rng.integers(0, 12)).tolist()
+            builder.add_item([EOS, number, *caption, BREAK])
+            builder.add_item(
+                VOCABULARY.ids_from_codes("image", rng.integers(0, 64, size=16)), mode=1
+            )
+            builder.add_item([EOS])
+            builder.end_document()
+    VOCABULARY.save(prefix.parent)
+    return prefix
+
+
+@pytest.fixture(scope="module")
+def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("pairs") / "train")
+
+
+def make_loader(prefix: Path, **settings) -> Loader:
+    settings = {
+        "bin_tokens": 128,
+        "global_batch_bins": 5,
+        "seed": 3,
+        "window_documents": 70,
+        **settings,
+    }
+    sources = settings.pop("sources", [Source(prefix)])
+    return Loader(sources, settings.pop("objective", Cm3()), **settings)
+
+
+def take(loader: Loader, num_batches: int) -> list:
+    iterator = iter(loader)
+    return [next(iterator) for _ in range(num_batches)]
+
+
+def documents_of(batch) -> list[torch.Tensor]:
+    return [
+        batch.input_ids[row, batch.document_ids[row] == number]
+        for row in range(batch.num_rows)
+        for number in range(1, int(batch.document_ids[row].max()) + 1)
+    ]
+
+
+def equal(a, b) -> bool:
+    tensors = (
+        "input_ids",
+        "labels",
+        "position_ids",
+        "document_ids",
+        "modality_ids",
+        "loss_weights",
+        "cu_seqlens",
+    )
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in tensors)
+
+
+def test_an_epoch_holds_every_document_once_in_the_references_form(prefix: Path) -> None:
+    loader = make_loader(prefix, sources=[Source(prefix, max_epochs=1)])
+    dataset = IndexedDataset(prefix)
+    seen = []
+    for batch in loader:
+        for document in documents_of(batch):
+            number = int(restore_document(document.numpy(), VOCABULARY)[1])
+            expected = reference.transform_document(
+                dataset.document(number), Cm3(), VOCABULARY, seed=3, document=number, max_tokens=128
+            )
+            np.testing.assert_array_equal(document.numpy(), expected.ids)
+            seen.append(number)
+    assert sorted(seen) == list(range(NUM_DOCUMENTS))
+    assert loader.num_documents == NUM_DOCUMENTS
+    assert (
+        loader.limit() == f"the stream ends after 200 documents, when {prefix} has no epochs left"
+    )
+    assert loader.counts == {"documents": 200, "truncated": 0, "split": 0, "dropped": 0, "empty": 0}
+
+
+def test_batches_have_the_promised_fields(prefix: Path) -> None:
+    loader = make_loader(prefix)
+    assert loader.limit() is None
+    assert loader.num_documents is None
+    for batch in take(loader, 10):
+        B, L = batch.input_ids.shape
+        assert (B, L) == (5, 128)
+        dtypes = {
+            "input_ids": torch.int64,
+            "labels": torch.int64,
+            "position_ids": torch.int32,
+            "document_ids": torch.int32,
+            "modality_ids": torch.uint8,
+            "loss_weights": torch.float32,
+        }
+        for name, dtype in dtypes.items():
+            assert getattr(batch, name).shape == (B, L)
+            assert getattr(batch, name).dtype == dtype
+        real = batch.document_ids > 0
+        assert (batch.input_ids[~real] == PAD).all()
+        assert batch.num_tokens == int(real.sum())
+        assert batch.padding_fraction == pytest.approx(1 - batch.num_tokens / (B * L))
+        follows = torch.zeros_like(real)
+        follows[:, :-1] = real[:, :-1] & (batch.document_ids[:, 1:] == batch.document_ids[:, :-1])
+        shifted = torch.roll(batch.input_ids, -1, dims=1)
+        assert torch.equal(batch.labels, torch.where(follows, shifted, -100))
+        assert (batch.loss_weights[~follows] == 0).all()
+        sentinels = torch.isin(batch.labels, torch.tensor(VOCABULARY.mask_ids))
+        assert torch.equal(batch.loss_weights, (follows & ~sentinels).float())
+        assert batch.weight_sum == pytest.approx(float(batch.loss_weights.sum()))
+        assert torch.equal(
+            batch.position_ids[:, 1:][follows[:, :-1]],
+            batch.position_ids[:, :-1][follows[:, :-1]] + 1,
+        )
+        assert (
+            batch.num_documents
+            == len(documents_of(batch))
+            == int((real & (batch.position_ids == 0)).sum())
+        )
+        is_code = batch.input_ids >= VOCABULARY.range("image").base
+        assert torch.equal(batch.modality_ids, is_code.to(torch.uint8))
+        lengths = batch.cu_seqlens.diff()
+        assert batch.cu_seqlens.dtype == torch.int32
+        assert (int(batch.cu_seqlens[0]), int(batch.cu_seqlens[-1])) == (0, B * L)
+        assert int(lengths.max()) == batch.max_seqlen
+        ends = torch.zeros(B * L, dtype=torch.bool)
+        ends[batch.cu_seqlens[1:].long() - 1] = True
+        numbers = batch.document_ids.flatten()
+        rows = torch.arange(B).repeat_interleave(L)
+        changes = (numbers[1:] != numbers[:-1]) | (rows[1:] != rows[:-1])
+        assert torch.equal(ends[:-1], changes)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4, 6, 8])
+def test_ranks_share_out_the_rows_of_one_process(prefix: Path, world_size: int) -> None:
+    whole = take(make_loader(prefix), 8)
+    ranks = [make_loader(prefix, rank=r, world_size=world_size) for r in range(world_size)]
+    parts = [take(loader, 8) for loader in ranks]
+    for step, batch in enumerate(whole):
+        for rank in range(world_size):
+            part = parts[rank][step]
+            assert part.num_rows == -(-5 // world_size)
+            for row in range(part.num_rows):
+                index = rank + row * world_size
+                if index < 5:
+                    assert torch.equal(part.input_ids[row], batch.input_ids[index])
+                    assert torch.equal(part.labels[row], batch.labels[index])
+                else:
+                    assert not part.loss_weights[row].any()
+                    assert not part.document_ids[row].any()
+        assert sum(p[step].weight_sum for p in parts) == pytest.approx(batch.weight_sum)
+    assert all(loader.state_dict() == ranks[0].state_dict() for loader in ranks)
+
+
+def test_a_restored_loader_goes_on_as_the_unbroken_one_at_every_step(prefix: Path) -> None:
+    loader = make_loader(prefix)
+    iterator = iter(loader)
+    states, batches = [loader.state_dict()], []
+    for _ in range(25):
+        batches.append(next(iterator))
+        states.append(loader.state_dict())
+    assert states[-1]["window"] > 3
+    for step, state in enumerate(states[:-1]):
+        text = json.dumps(state)
+        assert len(text) < 1024
+        restored = make_loader(prefix, prefetch_batches=1 + step % 4)
+        restored.load_state_dict(json.loads(text))
+        assert restored.state_dict() == state
+        assert equal(next(iter(restored)), batches[step])
+        assert restored.state_dict() == states[step + 1]
+
+
+def test_a_state_of_another_stream_is_refused(prefix: Path, tmp_path: Path) -> None:
+    loader = make_loader(prefix)
+    take(loader, 3)
+    state = loader.state_dict()
+    for settings, text in [
+        ({"bin_tokens": 256}, "packing"),
+        ({"overlong": "split"}, "packing"),
+        ({"window_documents": 71}, "packing"),
+        ({"objective": NextToken()}, "objective"),
+        ({"sources": [Source(prefix, max_epochs=9)]}, "blend"),
+        ({"sources": [write_pairs(tmp_path / "other", seed=1)]}, "data"),
+        ({"seed": 4}, "seed 3"),
+    ]:
+        with pytest.raises(StateMismatchError, match=text):
+            make_loader(prefix, **settings).load_state_dict(state)
+    for broken in [
+        {},
+        {**state, "bin": "x"},
+        {**state, "bin": 10**6},
+        {**state, "version": 99},
+        {**state, "bin": -1},
+    ]:
+        with pytest.raises(StateMismatchError):
+            loader.load_state_dict(broken)
+    make_loader(prefix, global_batch_bins=2, rank=1, world_size=2).load_state_dict(state)
+
+
+def test_sources_are_blended_by_weight(prefix: Path, tmp_path: Path) -> None:
+    other = tmp_path / "text"
+    with IndexedDatasetBuilder(other) as builder:
+        for _ in range(50):
+            builder.add_document([250] * 10, lengths=[10])
+    sources = [Source(prefix, weight=3.0), Source(other, weight=1.0)]
+    loader = Loader(sources, NextToken(), window_documents=400, global_batch_bins=1)
+    batches = take(loader, 100)
+    captions = sum(int((b.input_ids == BREAK).sum()) for b in batches)
+    texts = sum(b.num_documents for b in batches) - captions
+    assert captions / texts == pytest.approx(3.0, rel=0.1)
+
+
+def test_a_plain_megatron_dataset_needs_no_vocabulary(tmp_path: Path) -> None:
+    with IndexedDatasetBuilder(tmp_path / "plain", dtype="uint16") as builder:
+        for number in range(30):
+            builder.add_document([number] * 9, lengths=[9])
+    loader = Loader([tmp_path / "plain"], NextToken(), bin_tokens=20, global_batch_bins=2)
+    batch = take(loader, 1)[0]
+    assert loader.vocabulary is None
+    assert batch.num_documents == 4
+    assert batch.input_ids[0, -2:].tolist() == [0, 0]
+
+
+def test_overlong_documents_follow_the_setting(prefix: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"document \d+ of .*train has \d+ ids and does not fit a row of 24"
+    ):
+        take(make_loader(prefix, bin_tokens=24), 1)
+    once = [Source(prefix, max_epochs=1)]
+    for overlong in ("truncate", "split", "drop"):
+        loader = make_loader(prefix, bin_tokens=24, overlong=overlong, sources=once)
+        batches = list(loader)
+        key = {"truncate": "truncated", "split": "split", "drop": "dropped"}[overlong]
+        assert loader.counts["documents"] == NUM_DOCUMENTS
+        assert 0 < loader.counts[key] < NUM_DOCUMENTS
+        # Images are whole: their 16 ids or none of them.
+        for batch in batches:
+            for row in range(batch.num_rows):
+                for number in batch.document_ids[row].unique():
+                    inside = (batch.document_ids[row] == number) & (batch.modality_ids[row] == 1)
+                    assert int(inside.sum()) in (0, 16)
+
+
+def test_a_vocabulary_that_is_not_the_datas_is_refused(prefix: Path, tmp_path: Path) -> None:
+    other = Vocabulary.build(301, roles=list(VOCABULARY.special), codes=[("image", 64)])
+    with pytest.raises(VocabularyMismatchError, match="text_size"):
+        Loader([prefix], NextToken(), other)
+    with IndexedDatasetBuilder(tmp_path / "data") as builder:
+        builder.add_document([1, 5_000], lengths=[2])
+    with pytest.raises(VocabularyMismatchError, match="id 5000 at position 1"):
+        take(Loader([tmp_path / "data"], NextToken(), VOCABULARY), 1)
+
+
+def test_unusable_arguments_are_refused_when_the_loader_is_made(prefix: Path) -> None:
+    for settings, text in [
+        ({"sources": []}, "at least one source"),
+        ({"sources": [Source(prefix, max_epochs=0)]}, "0 epochs"),
+        ({"sources": [Source(prefix, max_epochs=-1)]}, "max_epochs"),
+        ({"seed": -1}, "seed"),
+        ({"bin_tokens": 1.5}, "bin_tokens"),
+        ({"sources": [Source(prefix, weight=-1.0)]}, "weight -1"),
+        ({"bin_tokens": 0}, "bin_tokens"),
+        ({"global_batch_bins": 0}, "global_batch_bins"),
+        ({"rank": 2, "world_size": 2}, "rank 2"),
+        ({"overlong": "cut"}, "overlong"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            make_loader(prefix, **settings)
+    with pytest.raises(FileNotFoundError):
+        make_loader(prefix.with_name("missing"))
+
+
+def test_the_loader_is_an_iterable_dataset(prefix: Path) -> None:
+    expected = take(make_loader(prefix), 3)
+    for num_workers in (0, 1):
+        iterator = iter(DataLoader(make_loader(prefix), batch_size=None, num_workers=num_workers))
+        assert all(equal(next(iterator), batch) for batch in expected)
+    with pytest.raises(UsageError, match="num_workers=0"):
+        next(iter(DataLoader(make_loader(prefix), batch_size=None, num_workers=2)))
+
+
+def test_a_fork_after_the_first_batch_continues_in_both_processes(prefix: Path) -> None:
+    expected = take(make_loader(prefix), 6)
+    loader = make_loader(prefix)
+    take(loader, 3)
+    child = os.fork()
+    if child == 0:
+        alive = threading.Timer(60, os._exit, args=[1])
+        alive.start()
+        ok = all(
+            equal(batch, other) for batch, other in zip(take(loader, 3), expected[3:], strict=True)
+        )
+        os._exit(0 if ok else 1)
+    assert all(
+        equal(batch, other) for batch, other in zip(take(loader, 3), expected[3:], strict=True)
+    )
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_closed_loader_starts_again_where_it_stood(prefix: Path) -> None:
+    expected = take(make_loader(prefix), 4)
+    loader = make_loader(prefix)
+    take(loader, 2)
+    loader.close()
+    assert equal(take(loader, 1)[0], expected[2])
+
+
+def test_batches_move_between_devices(prefix: Path) -> None:
+    batch = take(make_loader(prefix), 1)[0]
+    moved = batch.to("meta")
+    assert moved.labels.device.type == moved.cu_seqlens.device.type == "meta"
+    assert moved.num_tokens == batch.num_tokens
