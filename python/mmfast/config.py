@@ -8,7 +8,8 @@ is a `ConfigError` that names the file and line, or the argument, and the neares
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
@@ -27,6 +28,7 @@ def load_config(
     *,
     preset: str | None = None,
     preset_package: str | None = None,
+    section_presets: Mapping[str, str] | None = None,
     file: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> T:
@@ -36,32 +38,35 @@ def load_config(
         schema: a dataclass, possibly nested.
         preset: name of a YAML file (without `.yaml`) in `preset_package`.
         preset_package: importable package that holds presets, e.g. `mmfast.train.presets`.
+        section_presets: for a section with a key `preset`, the package in which the named file lies;
+            its values stand below everything else that sets the section's keys. An empty name means
+            no preset.
         file: a YAML file of the user's.
         overrides: `key.path=value` strings, e.g. from the command line.
 
     Raises:
         ConfigError: unknown key, wrong type, value out of range, unreadable file, unknown preset.
     """
-    merged: Any = OmegaConf.structured(schema)
+    layers: list[tuple[str, str]] = []
     if preset is not None:
         if preset_package is None:
             raise ValueError("a preset needs its preset_package")
-        text = _preset_text(preset, preset_package)
-        merged = _merge(schema, merged, text, source=f"preset {preset}")
+        layers.append((f"preset {preset}", _preset_text(preset, preset_package)))
     if file is not None:
         try:
-            text = file.read_text(encoding="utf-8")
+            layers.append((str(file), file.read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read the configuration {file}: {error}") from error
-        merged = _merge(schema, merged, text, source=str(file))
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"argument {override!r} is not of the form key.path=value")
-        try:
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override.lstrip("-")]))
-        except (OmegaConfBaseException, yaml.YAMLError) as error:
-            raise _explained(schema, error, f"argument {override!r}") from error
+    defaults: Any = OmegaConf.structured(schema)
+    merged = _merge_all(schema, defaults, layers, overrides)
+    if section_presets:
+        for section, package in section_presets.items():
+            name = merged[section].preset
+            if name:
+                text = textwrap.indent(_preset_text(name, package), "  ")
+                source = f"{section} preset {name}"
+                defaults = _merge(schema, defaults, f"{section}:\n{text}", source=source)
+        merged = _merge_all(schema, defaults, layers, overrides)
     try:
         return cast("T", OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
@@ -98,6 +103,23 @@ def _preset_text(preset: str, package: str) -> str:
             f"unknown preset {preset!r}{_did_you_mean(preset, names)}; there are {', '.join(names)}"
         )
     return (resources.files(package) / f"{preset}.yaml").read_text(encoding="utf-8")
+
+
+def _merge_all(
+    schema: type, merged: Any, layers: Sequence[tuple[str, str]], overrides: Sequence[str]
+) -> Any:
+    """Merges `(source, YAML text)` layers in order, then `key.path=value` arguments."""
+    for source, text in layers:
+        merged = _merge(schema, merged, text, source=source)
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"argument {override!r} is not of the form key.path=value")
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override.lstrip("-")]))
+        except (OmegaConfBaseException, yaml.YAMLError) as error:
+            raise _explained(schema, error, f"argument {override!r}") from error
+    return merged
 
 
 def _merge(schema: type, merged: Any, text: str, *, source: str) -> Any:

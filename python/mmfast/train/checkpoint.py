@@ -1,0 +1,206 @@
+"""Sharded checkpoints for resuming a run: model, optimizer, position in the data, random state.
+
+A checkpoint is a folder `checkpoints/step-N`: torch's distributed format (each rank writes its own
+shards), `state.json` and `vocabulary.json`. It is written as `step-N.tmp`, made durable, and renamed;
+so a folder without `.tmp` is always whole, and a run killed while saving goes on from the one before.
+
+The distributed format keeps a pickled index, and unpickling can run code: resume only from
+checkpoints that you or your group wrote. To share a model, share the export (`model/`), which is
+safetensors and JSON.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+
+from mmfast.distributed import barrier, rank, world_size
+from mmfast.errors import CorruptDataError, UsageError
+from mmfast.vocab import Vocabulary
+
+FORMAT_VERSION = 1
+STATE_FILE = "state.json"
+_PREFIX = "step-"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunState:
+    """Where a run stands: everything that is not a tensor.
+
+    Attributes:
+        step: optimizer steps done.
+        tokens: real tokens trained on, over all ranks.
+        documents: documents trained on.
+        skipped_steps: steps whose gradients were not finite.
+        seconds: wall-clock time spent training, earlier parts of the run included.
+        loader: the data stream's state after the last step's batch.
+        world_size: number of ranks that wrote the checkpoint.
+        model: the model's shape, compared on resume.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    documents: int = 0
+    skipped_steps: int = 0
+    seconds: float = 0.0
+    loader: dict[str, Any] = dataclasses.field(default_factory=dict)
+    world_size: int = 1
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: RunState,
+    vocabulary: Vocabulary,
+    keep_latest: int,
+) -> Path:
+    """Writes `folder/step-N` on all ranks together, then removes all but the latest ones."""
+    final = folder / f"{_PREFIX}{state.step}"
+    if final.exists():
+        return final
+    temporary = final.with_name(final.name + ".tmp")
+    if rank() == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    barrier()
+    dcp.save(
+        {**_tensors(model, optimizer), **_random_state()},
+        checkpoint_id=str(temporary),
+        no_dist=not dist.is_initialized(),
+    )
+    if rank() == 0:
+        vocabulary.save(temporary)
+        document = {"format_version": FORMAT_VERSION, **dataclasses.asdict(state)}
+        _write_durably(temporary / STATE_FILE, json.dumps(document, indent=2) + "\n")
+        publish(temporary, final)
+        for old in list_checkpoints(folder)[:-keep_latest]:
+            shutil.rmtree(old)
+    barrier()
+    return final
+
+
+def load_checkpoint(
+    path: Path,
+    *,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Fills model, optimizer and, at an equal world size, the random state, in place.
+
+    Raises:
+        CorruptDataError: a file is missing or damaged.
+    """
+    tensors = _tensors(model, optimizer)
+    if read_state(path).world_size == world_size():
+        tensors.update(_random_state())
+    try:
+        dcp.load(tensors, checkpoint_id=str(path), no_dist=not dist.is_initialized())
+    except (dcp.api.CheckpointException, OSError, RuntimeError, EOFError) as error:
+        raise CorruptDataError(
+            f"the checkpoint {path} cannot be read: {_first_line(error)}. Remove it to resume from the "
+            "one before, or start again with --resume never in another output folder."
+        ) from error
+    for key, value in tensors.items():
+        if key == _rng_key("cpu"):
+            torch.set_rng_state(value)
+        elif key == _rng_key("cuda"):
+            torch.cuda.set_rng_state(value)
+
+
+def read_state(path: Path) -> RunState:
+    """The checkpoint's `state.json`.
+
+    Raises:
+        UsageError: `path` is no checkpoint.
+        CorruptDataError: the file is damaged or of another version.
+    """
+    file = path / STATE_FILE
+    if not file.is_file():
+        raise UsageError(f"{path} is not a checkpoint: it has no {STATE_FILE}")
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        version = document.pop("format_version")
+        if version != FORMAT_VERSION:
+            raise CorruptDataError(
+                f"{file} has format {version}, this build reads {FORMAT_VERSION}"
+            )
+        return RunState(**document)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CorruptDataError(f"{file} is not a run state: {error}") from error
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints of a run, oldest first; leftovers of a killed save are not among them."""
+    steps = [
+        (int(path.name.removeprefix(_PREFIX)), path)
+        for path in folder.glob(f"{_PREFIX}*")
+        if path.name.removeprefix(_PREFIX).isdigit()
+    ]
+    return [path for _, path in sorted(steps)]
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes what a save that was killed has left."""
+    for path in folder.glob(f"{_PREFIX}*.tmp"):
+        shutil.rmtree(path)
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """The moment from which a checkpoint counts."""
+    _sync_folder(temporary)
+    temporary.rename(final)
+    _sync_folder(final.parent)
+
+
+def _tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Weights and AdamW moments by name; moments that do not exist yet are made, all zero."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        moments = optimizer.state[parameter]
+        if not moments:
+            moments["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            moments["exp_avg"] = torch.zeros_like(parameter, requires_grad=False)
+            moments["exp_avg_sq"] = torch.zeros_like(parameter, requires_grad=False)
+        tensors[f"model.{name}"] = parameter.detach()
+        tensors.update({f"optimizer.{key}.{name}": value for key, value in moments.items()})
+    return tensors
+
+
+def _random_state() -> dict[str, torch.Tensor]:
+    state = {_rng_key("cpu"): torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state[_rng_key("cuda")] = torch.cuda.get_rng_state()
+    return state
+
+
+def _rng_key(device: str) -> str:
+    return f"rng.{device}.rank{rank()}"
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

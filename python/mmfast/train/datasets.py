@@ -1,0 +1,159 @@
+"""Opens what a run trains on: checks that its datasets belong together, then makes loaders."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmfast.data import Batch, Loader, Source
+from mmfast.distributed import rank, world_size
+from mmfast.errors import CorruptDataError, UsageError
+from mmfast.train.config import DataConfig, SourceConfig, TrainConfig
+from mmfast.vocab import Vocabulary
+
+RECIPE_FILE = "recipe.json"
+TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetFolder:
+    """What lies beside a dataset and goes into the exported model.
+
+    Attributes:
+        path: the folder.
+        vocabulary: its ids.
+        recipe: content of `recipe.json`, None without one.
+    """
+
+    path: Path
+    vocabulary: Vocabulary
+    recipe: dict[str, Any] | None
+
+    @property
+    def text_tokenizer(self) -> Path | None:
+        """The text tokenizer's file, None without one."""
+        file = self.path / TOKENIZER_FILE
+        return file if file.is_file() else None
+
+    @property
+    def image_tokenizer(self) -> Path | None:
+        """The image tokenizer's folder, None when the recipe names none or it is not there.
+
+        A relative path is tried beside the dataset first, then from the current folder.
+        """
+        named = ((self.recipe or {}).get("image_tokenizer") or {}).get("path")
+        if not named:
+            return None
+        return next((p for p in (self.path / named, Path(named)) if p.is_dir()), None)
+
+
+def open_folder(data: DataConfig) -> DatasetFolder:
+    """The first source's folder, after checking that every other dataset of the run agrees with it.
+
+    Raises:
+        UsageError: no dataset is named, or a file is missing.
+        VocabularyMismatchError: two datasets number their ids differently.
+        CorruptDataError: a file is damaged, or two datasets were made by different recipes.
+    """
+    prefixes = [Path(source.prefix) for source in sources_of(data)]
+    if data.validation_prefix:
+        prefixes.append(Path(data.validation_prefix))
+    first = _read_folder(prefixes[0])
+    for prefix in prefixes[1:]:
+        other = _read_folder(prefix)
+        here, there = f"dataset {prefixes[0]}", f"dataset {prefix}"
+        first.vocabulary.require_same(other.vocabulary, here=here, there=there)
+        if _comparable(first.recipe) != _comparable(other.recipe):
+            raise CorruptDataError(
+                f"the {RECIPE_FILE} of {here} differs from that of {there}; datasets of one run must "
+                "come from the same recipe, layout, grid and image tokenizer"
+            )
+    return first
+
+
+def sources_of(data: DataConfig) -> list[SourceConfig]:
+    """The blend to train on; `UsageError` when none is named."""
+    sources = list(data.sources) or [SourceConfig(prefix=data.prefix)]
+    if not all(source.prefix for source in sources):
+        raise UsageError("no dataset is named: give data.prefix=PATH (the path without .bin)")
+    return sources
+
+
+def open_loader(config: TrainConfig, vocabulary: Vocabulary) -> Loader:
+    """This rank's share of the training stream."""
+    return _loader(config, vocabulary, sources_of(config.data))
+
+
+def open_validation_loader(config: TrainConfig, vocabulary: Vocabulary) -> Loader:
+    """This rank's share of the held-out stream, always from its beginning."""
+    return _loader(config, vocabulary, [SourceConfig(prefix=config.data.validation_prefix)])
+
+
+def next_batch(batches: Iterator[Batch]) -> Batch | None:
+    """The next batch, None at the stream's end.
+
+    Raises:
+        UsageError: a document does not fit the row or the model, as the loader's text says.
+    """
+    try:
+        return next(batches, None)
+    except ValueError as error:
+        raise UsageError(f"cannot make the next batch: {error}") from error
+
+
+def _loader(config: TrainConfig, vocabulary: Vocabulary, sources: list[SourceConfig]) -> Loader:
+    try:
+        return Loader(
+            [Source(s.prefix, weight=s.weight, max_epochs=s.max_epochs) for s in sources],
+            config.objective.objective,
+            vocabulary,
+            bin_tokens=config.data.bin_tokens,
+            global_batch_bins=config.train.global_batch_bins,
+            seed=config.seed,
+            window_documents=config.data.window_documents,
+            overlong=config.data.overlong,
+            rank=rank(),
+            world_size=world_size(),
+        )
+    except ValueError as error:
+        raise UsageError(f"cannot read {_names(sources)} as configured: {error}") from error
+
+
+def _names(sources: list[SourceConfig]) -> str:
+    return ", ".join(source.prefix for source in sources)
+
+
+def _read_folder(prefix: Path) -> DatasetFolder:
+    folder = prefix.parent
+    for suffix in (".bin", ".idx"):
+        if not prefix.with_name(prefix.name + suffix).is_file():
+            raise UsageError(
+                f"there is no dataset {prefix}: {prefix.name}{suffix} is missing in {folder}. "
+                "`mmfast prepare` writes one."
+            )
+    try:
+        vocabulary = Vocabulary.load(folder)
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"{folder} has no vocabulary.json, which says what the ids of dataset {prefix} mean"
+        ) from error
+    recipe_path = folder / RECIPE_FILE
+    recipe = None
+    if recipe_path.is_file():
+        try:
+            recipe = json.loads(recipe_path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CorruptDataError(f"{recipe_path} is not valid JSON: {error}") from error
+        if not isinstance(recipe, dict):
+            raise CorruptDataError(f"{recipe_path} does not hold a JSON object")
+    return DatasetFolder(path=folder, vocabulary=vocabulary, recipe=recipe)
+
+
+def _comparable(recipe: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A recipe without the path of its image tokenizer, which may differ between machines."""
+    if recipe is None:
+        return None
+    tokenizer = dict(recipe.get("image_tokenizer") or {})
+    tokenizer.pop("path", None)
+    return {**recipe, "image_tokenizer": tokenizer}

@@ -1,0 +1,110 @@
+"""Writes a trained model as a folder that others can open: safetensors and JSON, no pickle.
+
+The folder holds what transformers expects (`config.json`, `generation_config.json`,
+`model.safetensors`) and what makes it a multimodal model: `vocabulary.json`, `tokenizer.json`,
+`recipe.json` and `image_tokenizer/`. It is written beside its place and moved there as a whole.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from mmfast.console import log
+from mmfast.distributed import barrier, rank
+from mmfast.models.decoder import DecoderConfig, build_decoder
+from mmfast.train.datasets import RECIPE_FILE, TOKENIZER_FILE, DatasetFolder
+
+IMAGE_TOKENIZER_FOLDER = "image_tokenizer"
+
+
+def export_model(
+    decoder: Any,
+    folder: Path,
+    *,
+    config: DecoderConfig,
+    dataset: DatasetFolder,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Gathers the weights on rank 0 and writes `folder`, replacing an earlier export.
+
+    Args:
+        decoder: the trained model, sharded or not; every rank must call.
+        folder: where the export goes.
+        config: the model's shape.
+        dataset: source of vocabulary, tokenizers and recipe.
+        dtype: type of the written weights.
+    """
+    weights = get_model_state_dict(
+        decoder, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    if rank() == 0:
+        temporary = folder.with_name(folder.name + ".tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _write_weights(weights, temporary, config=config, dataset=dataset, dtype=dtype)
+        _write_companions(dataset, temporary)
+        previous = folder.with_name(folder.name + ".old")
+        shutil.rmtree(previous, ignore_errors=True)
+        if folder.exists():
+            folder.rename(previous)
+        temporary.rename(folder)
+        shutil.rmtree(previous, ignore_errors=True)
+    barrier()
+
+
+def _write_weights(
+    weights: dict[str, Any],
+    folder: Path,
+    *,
+    config: DecoderConfig,
+    dataset: DatasetFolder,
+    dtype: torch.dtype,
+) -> None:
+    # FSDP renames the classes it wraps, and gathers a tied table twice; a fresh model of the same
+    # shape has the right class name in its configuration and ties the two again.
+    model = build_decoder(config, dataset.vocabulary)
+    model.load_state_dict({name: w.to(dtype) for name, w in weights.items()}, assign=True)
+    model.config.dtype = dtype
+    model.tie_weights()
+    with _no_progress_bar():
+        model.save_pretrained(folder)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Keeps transformers from drawing a bar for the one file it writes."""
+    from transformers.utils import logging
+
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
+
+
+def _write_companions(dataset: DatasetFolder, folder: Path) -> None:
+    dataset.vocabulary.save(folder)
+    if dataset.text_tokenizer is not None:
+        shutil.copyfile(dataset.text_tokenizer, folder / TOKENIZER_FILE)
+    if dataset.recipe is None:
+        return
+    recipe = dict(dataset.recipe)
+    source = dataset.image_tokenizer
+    if source is not None:
+        shutil.copytree(source, folder / IMAGE_TOKENIZER_FOLDER)
+        recipe["image_tokenizer"] = {**recipe["image_tokenizer"], "path": IMAGE_TOKENIZER_FOLDER}
+    elif recipe.get("image_tokenizer"):
+        log(
+            f"warning: the image tokenizer {recipe['image_tokenizer'].get('path')!r} named by "
+            f"{dataset.path / RECIPE_FILE} was not found; copy it to "
+            f"{folder.name.removesuffix('.tmp')}/{IMAGE_TOKENIZER_FOLDER} before drawing images"
+        )
+    (folder / RECIPE_FILE).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,228 @@
+"""What a run says about itself: `metrics.jsonl`, console lines and `summary.json`.
+
+Losses and gradient norms stay on the device until a log interval ends; then one collective adds them
+up over ranks and rank 0 writes a line for each step. So no step waits for a number to be printed.
+"""
+
+import dataclasses
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mmfast.console import log
+from mmfast.distributed import rank
+
+METRICS_FILE = "metrics.jsonl"
+SUMMARY_FILE = "summary.json"
+MODALITY_NAMES = ("text", "image", "video", "audio")
+# Means over this many steps at either end stand for the first and the last loss in the summary.
+SUMMARY_STEPS = 20
+
+
+@dataclasses.dataclass(kw_only=True)
+class StepRecord:
+    """One step, as far as the host knows it, with device tensors for the rest.
+
+    Attributes:
+        step: 1-based number.
+        sums: `[2, M]` fp64, this rank's Σ w·nll and Σ w by modality.
+        grad_norm: scalar, the same on all ranks.
+        skipped: scalar 0 or 1, the same on all ranks.
+        lr: learning rate.
+        tokens: real tokens so far, over all ranks.
+        documents: documents so far.
+        padding_fraction: share of this step's positions that hold no token.
+        wait_secs: time this rank waited for data.
+    """
+
+    step: int
+    sums: Tensor
+    grad_norm: Tensor
+    skipped: Tensor
+    lr: float
+    tokens: int
+    documents: int
+    padding_fraction: float
+    wait_secs: float
+
+
+class MetricsLog:
+    """Collects steps and writes them to `folder/metrics.jsonl` on rank 0.
+
+    Args:
+        folder: run folder.
+        num_steps: steps of the whole run, for the remaining time.
+        start_step: steps done before; lines of later steps, left by a killed run, are removed.
+        start_tokens: tokens trained on before.
+        start_seconds: training time before.
+        skipped_steps: non-finite steps before.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        num_steps: int,
+        start_step: int = 0,
+        start_tokens: int = 0,
+        start_seconds: float = 0.0,
+        skipped_steps: int = 0,
+    ) -> None:
+        self.path = folder / METRICS_FILE
+        self.num_steps = num_steps
+        self.skipped_steps = skipped_steps
+        self._pending: list[StepRecord] = []
+        self._started = time.perf_counter() - start_seconds
+        self._interval_started = time.perf_counter()
+        self._interval_tokens = start_tokens
+        if rank() == 0:
+            _keep_steps(self.path, start_step)
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far, earlier parts of the run included."""
+        return time.perf_counter() - self._started
+
+    def add(self, record: StepRecord) -> None:
+        """Remembers a step; nothing is computed yet."""
+        self._pending.append(record)
+
+    def flush(self, *, announce: bool) -> None:
+        """Writes the remembered steps; `announce` prints a line about them. All ranks call it."""
+        if not self._pending:
+            return
+        records, self._pending = self._pending, []
+        sums = torch.stack([r.sums for r in records])
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(sums)
+        sums = sums.cpu()
+        norms = torch.stack([r.grad_norm for r in records]).tolist()
+        skipped = torch.stack([r.skipped for r in records]).tolist()
+        self.skipped_steps += round(sum(skipped))
+        now = time.perf_counter()
+        interval = max(now - self._interval_started, 1e-9)
+        rates = {
+            "tokens_per_sec": round((records[-1].tokens - self._interval_tokens) / interval, 1),
+            "data_wait_fraction": round(sum(r.wait_secs for r in records) / interval, 4),
+            "seconds": round(self.seconds, 3),
+        }
+        self._interval_started, self._interval_tokens = now, records[-1].tokens
+        if rank() != 0:
+            return
+        lines = [
+            {
+                "step": record.step,
+                **losses(step_sums),
+                "lr": record.lr,
+                "grad_norm": norm,
+                **({"skipped": True} if skip else {}),
+                "tokens": record.tokens,
+                "documents": record.documents,
+                "padding_fraction": round(record.padding_fraction, 4),
+                **rates,
+            }
+            for record, step_sums, norm, skip in zip(records, sums, norms, skipped, strict=True)
+        ]
+        self._append(lines)
+        if announce:
+            self._announce({**lines[-1], **losses(sums.sum(0))}, interval / len(records))
+
+    def validation(self, step: int, sums: Tensor) -> float:
+        """Writes and prints the held-out loss from `[2, M]` sums over all ranks; returns it."""
+        figures = losses(sums.cpu())
+        if rank() == 0:
+            self._append([{"step": step, "split": "validation", **figures}])
+            shown = " ".join(f"{name} {value:.4f}" for name, value in figures.items())
+            log(f"step {step}: validation {shown}")
+        # Training's rate is not charged with the time that validation took.
+        self._interval_started = time.perf_counter()
+        return figures["loss"]
+
+    def _append(self, lines: list[dict[str, Any]]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+    def _announce(self, line: dict[str, Any], step_secs: float) -> None:
+        by_modality = "".join(
+            f" {name.removeprefix('loss_')} {value:.4f}"
+            for name, value in line.items()
+            if name.startswith("loss_")
+        )
+        minutes, secs = divmod(round((self.num_steps - line["step"]) * step_secs), 60)
+        log(
+            f"step {line['step']}/{self.num_steps}: loss {line['loss']:.4f}{by_modality}"
+            f" | lr {line['lr']:.2e} norm {line['grad_norm']:.2f}"
+            f" | {line['tokens_per_sec']:,.0f} tokens/s, {step_secs * 1e3:.0f} ms/step,"
+            f" waiting {line['data_wait_fraction']:.1%}, {memory_gib():.2f} GiB"
+            f" | {minutes}:{secs:02} left"
+            + (f" | {self.skipped_steps} steps skipped" if self.skipped_steps else "")
+        )
+
+
+def losses(sums: Tensor) -> dict[str, float]:
+    """Mean loss over all targets, and of each modality that has any, from `[2, M]` sums."""
+    nll, weight = sums.tolist()
+    figures = {"loss": sum(nll) / max(sum(weight), 1e-30)}
+    for modality, modality_weight in enumerate(weight):
+        if modality_weight > 0:
+            figures[f"loss_{modality_name(modality)}"] = nll[modality] / modality_weight
+    return figures
+
+
+def modality_name(modality: int) -> str:
+    """Name of a modality's number, e.g. `image`."""
+    return MODALITY_NAMES[modality] if modality < len(MODALITY_NAMES) else f"modality_{modality}"
+
+
+def read_losses(folder: Path) -> list[float]:
+    """Training losses of a run, in order of steps."""
+    lines = (json.loads(line) for line in (folder / METRICS_FILE).open(encoding="utf-8"))
+    return [line["loss"] for line in lines if line.get("split", "train") == "train"]
+
+
+def write_summary(folder: Path, figures: dict[str, Any]) -> dict[str, Any]:
+    """Adds the first and last loss to `figures`, writes `summary.json` and returns it all."""
+    history = read_losses(folder)
+    first, last = history[:SUMMARY_STEPS], history[-SUMMARY_STEPS:]
+    summary = {
+        "first_loss": sum(first) / len(first),
+        "last_loss": sum(last) / len(last),
+        **figures,
+    }
+    path = folder / SUMMARY_FILE
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return summary
+
+
+def memory_gib() -> float:
+    """Peak memory of this process: on the GPU when there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    # Linux counts KiB, macOS bytes.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def _keep_steps(path: Path, last_step: int) -> None:
+    """Cuts a metrics file after `last_step`, dropping a line that a kill left half-written."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= last_step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,86 @@
+"""AdamW over sharded parameters, gradient norm and clipping without a host sync, and the schedule.
+
+A step whose gradients are not finite is skipped on the device: the fused kernel leaves weights and
+moments alone when it is told so by a flag, the mechanism that torch's own gradient scaler uses.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mmfast.train.config import OptimizerConfig, ScheduleConfig
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """Fused AdamW; weight decay on matrices and tables only."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=True,
+    )
+
+
+def learning_rate(step: int, *, num_steps: int, config: ScheduleConfig, peak: float) -> float:
+    """Learning rate of step `step`, counted from 0; a pure function, so a resume needs no state."""
+    if step < config.warmup_steps:
+        return peak * (step + 1) / config.warmup_steps
+    if config.kind == "constant":
+        return peak
+    first = config.warmup_steps
+    if config.kind == "wsd":
+        first = max(first, num_steps - round(config.decay_fraction * num_steps))
+    # The last step, `num_steps - 1`, is the first with exactly the final ratio.
+    progress = min(1.0, max(0.0, (step - first) / max(1, num_steps - 1 - first)))
+    fall = (1 - math.cos(math.pi * progress)) / 2 if config.kind == "cosine" else progress
+    return peak * (1 - (1 - config.final_ratio) * fall)
+
+
+def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Global L2 norm of all gradients, fp32 scalar on their device, the same on every rank.
+
+    Works on the local shards with one collective: each rank holds its part of a one-dimensional
+    mesh, so the squares add up.
+    """
+    shards = [_local(p.grad) for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(shards).float()
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        square = norm.square()
+        dist.all_reduce(square)
+        norm = square.sqrt()
+    return norm
+
+
+def clipped_step(optimizer: torch.optim.AdamW, norm: Tensor, *, max_norm: float) -> Tensor:
+    """One update with gradients scaled down to `max_norm` (0: as they are).
+
+    Args:
+        optimizer: fused AdamW whose parameters have gradients.
+        norm: their global norm.
+        max_norm: upper limit.
+
+    Returns:
+        1.0 on the gradients' device when the step was skipped because `norm` is not finite, else 0.
+    """
+    skipped = (~norm.isfinite()).float()
+    fused: Any = optimizer  # the two attributes are read by the fused kernel, but not declared
+    fused.found_inf = skipped
+    fused.grad_scale = (norm / max_norm).clamp(min=1.0) if max_norm else None
+    optimizer.step()
+    return skipped
+
+
+def _local(tensor: Tensor) -> Tensor:
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

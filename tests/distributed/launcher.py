@@ -1,0 +1,98 @@
+"""Runs training scenarios in forked processes: `python launcher.py scenarios.json`.
+
+A scenario is a training run, or a script that every rank runs. torch is
+imported once; each rank of each scenario is a fork of this process. A scenario may name a rank that
+ends itself at a step: by SIGKILL in the midst of the step or of a save, or by SIGTERM, as a machine's
+scheduler would. Prints the ranks' exit codes by scenario as JSON.
+"""
+
+import json
+import os
+import runpy
+import signal
+import socket
+import sys
+import traceback
+from pathlib import Path
+
+import transformers
+
+import mmfast.train.checkpoint
+import mmfast.train.trainer
+from mmfast.train import load_train_config, train
+
+
+def main(path):
+    assert transformers.LlamaForCausalLM  # loaded here, once, instead of in every fork
+    codes = {}
+    for scenario in json.loads(Path(path).read_text(encoding="utf-8")):
+        codes[scenario["name"]] = run(scenario)
+    sys.stdout.write(json.dumps(codes) + "\n")
+
+
+def run(scenario):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pids = {fork_rank(scenario, rank, port): rank for rank in range(scenario["world_size"])}
+    codes = [0] * len(pids)
+    while pids:
+        pid, status = os.wait()
+        code = os.waitstatus_to_exitcode(status)
+        codes[pids.pop(pid)] = code
+        if code == -signal.SIGKILL:
+            for other in pids:
+                os.kill(other, signal.SIGKILL)
+    return codes
+
+
+def fork_rank(scenario, rank, port):
+    pid = os.fork()
+    if pid:
+        return pid
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(scenario["world_size"]),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    code = 1
+    try:
+        die = scenario.get("die")
+        if die and die["rank"] == rank:
+            arm(die)
+        if "script" in scenario:
+            runpy.run_path(scenario["script"], run_name="__main__")
+            os._exit(0)
+        train(
+            load_train_config("tiny", scenario["overrides"]),
+            resume=scenario.get("resume", "auto"),
+        )
+        code = 0
+    except BaseException:  # noqa: BLE001 -- a fork must never return into the parent's loop
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def arm(die):
+    module, name, number = {
+        "step": (mmfast.train.trainer, "gradient_norm", signal.SIGKILL),
+        "save": (mmfast.train.checkpoint, "publish", signal.SIGKILL),
+        "sigterm": (mmfast.train.trainer, "gradient_norm", signal.SIGTERM),
+    }[die["at"]]
+    original, calls = getattr(module, name), []
+
+    def hooked(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == die["call"]:
+            os.kill(os.getpid(), number)
+        return original(*args, **kwargs)
+
+    setattr(module, name, hooked)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,185 @@
+"""A single-process run in this process: validation, dry run, and inputs that must be refused."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+
+from mmfast.cli import run_verb
+from mmfast.errors import (
+    ConfigError,
+    CorruptDataError,
+    StateMismatchError,
+    UsageError,
+    VocabularyMismatchError,
+)
+from mmfast.train import load_train_config, train
+from mmfast.train.checkpoint import list_checkpoints
+from mmfast.vocab import Vocabulary
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture
+def arguments(tiny_model, dataset, tmp_path):
+    return [*tiny_model, f"data.prefix={dataset}", f"output={tmp_path / 'run'}", "train.steps=2"]
+
+
+@pytest.fixture
+def finished(arguments, tmp_path):
+    train(load_train_config("tiny", arguments))
+    return tmp_path / "run"
+
+
+def files_below(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_run_folder_holds_what_the_reader_needs(finished):
+    found = files_below(finished)
+    for name in (
+        "config.yaml",
+        "env.json",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoints/step-2/state.json",
+        "checkpoints/step-2/vocabulary.json",
+        "model/config.json",
+        "model/model.safetensors",
+        "model/vocabulary.json",
+    ):
+        assert name in found
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").open()]
+    assert {"step", "loss", "loss_text", "loss_image", "lr", "grad_norm", "tokens"} <= set(lines[0])
+    assert not [name for name in found if ".tmp" in name]
+
+
+def test_validation_is_the_same_whenever_the_weights_are(arguments, dataset, tmp_path):
+    still = [
+        "optimizer.learning_rate=1e-30",
+        "train.validate_every=1",
+        "train.validation_batches=2",
+    ]
+    config = load_train_config("tiny", [*arguments, *still, f"data.validation_prefix={dataset}"])
+    train(config)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    found = [line["loss"] for line in lines if line.get("split") == "validation"]
+    assert len(found) == 2
+    assert found[0] == found[1]
+
+
+def test_a_finished_run_is_not_trained_again(finished, arguments):
+    before = (finished / "metrics.jsonl").read_bytes()
+    weights = (finished / "model" / "model.safetensors").read_bytes()
+    train(load_train_config("tiny", arguments))
+    assert (finished / "metrics.jsonl").read_bytes() == before
+    assert (finished / "model" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_source_with_few_epochs_ends_the_run_with_an_export(arguments, dataset, tmp_path, capsys):
+    arguments = [a for a in arguments if not a.startswith(("data.prefix", "train.steps"))]
+    blend = f"data.sources=[{{prefix: {dataset}, max_epochs: 1}}]"
+    summary = train(load_train_config("tiny", [*arguments, blend, "train.steps=1000"]))
+    assert 1 < summary["steps"] < 1000
+    assert "the data ends after step" in capsys.readouterr().err
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_a_dry_run_prints_the_batch_and_writes_nothing(arguments, dataset, tmp_path, capsys):
+    before = files_below(tmp_path), files_below(dataset.parent)
+    with pytest.raises(SystemExit) as exit_info:
+        run_verb("train", ["tiny", *arguments, "--dry-run"])
+    assert exit_info.value.code == 0
+    printed = capsys.readouterr().out
+    assert "parameters: " in printed
+    assert "memory per process: " in printed
+    assert "<eos>" in printed
+    assert "[image, 4 ids: " in printed
+    assert (files_below(tmp_path), files_below(dataset.parent)) == before
+
+
+@pytest.mark.parametrize(
+    ("argument", "code", "text"),
+    [
+        ("train.step=3", 2, "did you mean 'train.steps'"),
+        ("data.prefix=/nowhere/data", 2, "there is no dataset /nowhere/data"),
+        ("data.prefix=", 2, "no dataset is named"),
+        ("data.bin_tokens=8", 2, "cannot make the next batch"),
+        ("model.context_length=8", 2, "exceeds model.context_length 8"),
+        ("model.init_from=/nowhere", 2, "/nowhere is not an exported model"),
+    ],
+)
+def test_a_bad_argument_ends_with_one_line_and_its_code(arguments, capsys, argument, code, text):
+    with pytest.raises(SystemExit) as exit_info:
+        run_verb("train", ["tiny", *arguments, argument])
+    assert exit_info.value.code == code
+    last_line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last_line.startswith("error: ")
+    assert text in last_line
+
+
+def other_vocabulary(dataset, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(dataset.parent, folder)
+    vocabulary = Vocabulary.load(folder)
+    special = dict(vocabulary.special)
+    special["pad"], special["break"] = special["break"], special["pad"]
+    dataclasses.replace(vocabulary, special=special).save(folder)
+    return folder / dataset.name
+
+
+def test_a_checkpoint_with_another_vocabulary_is_refused(finished, arguments, dataset, tmp_path):
+    other = other_vocabulary(dataset, tmp_path)
+    config = load_train_config("tiny", [*arguments, f"data.prefix={other}"])
+    with pytest.raises(VocabularyMismatchError, match="special token 'break' is 22 against 21"):
+        train(config)
+
+
+def test_datasets_with_different_vocabularies_are_refused(arguments, dataset, tmp_path):
+    other = other_vocabulary(dataset, tmp_path)
+    config = load_train_config("tiny", [*arguments, f"data.validation_prefix={other}"])
+    with pytest.raises(VocabularyMismatchError, match="special token 'break'"):
+        train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_exported_model_with_another_vocabulary_is_refused(
+    finished, arguments, dataset, tmp_path
+):
+    other = other_vocabulary(dataset, tmp_path)
+    extra = [f"data.prefix={other}", f"model.init_from={finished}/model", f"output={tmp_path}/new"]
+    with pytest.raises(VocabularyMismatchError, match="special token 'break'"):
+        train(load_train_config("tiny", [*arguments, *extra]))
+
+
+def test_a_checkpoint_of_another_model_is_refused(finished, arguments):
+    with pytest.raises(ConfigError, match="num_layers is 2 there and 3 here"):
+        train(load_train_config("tiny", [*arguments, "model.num_layers=3"]))
+
+
+def test_a_checkpoint_of_another_stream_is_refused(finished, arguments):
+    with pytest.raises(StateMismatchError):
+        train(load_train_config("tiny", [*arguments, "data.window_documents=32", "train.steps=4"]))
+
+
+def test_never_resuming_refuses_a_folder_that_holds_a_run(finished, arguments):
+    with pytest.raises(UsageError, match="already holds a run with step-2"):
+        train(load_train_config("tiny", arguments), resume="never")
+
+
+def test_a_path_that_is_no_checkpoint_is_refused(arguments, tmp_path):
+    with pytest.raises(UsageError, match="is not a checkpoint"):
+        train(load_train_config("tiny", arguments), resume=str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["state", "shard"])
+def test_a_damaged_checkpoint_is_corrupt_data(finished, arguments, damage):
+    checkpoint = list_checkpoints(finished / "checkpoints")[-1]
+    if damage == "state":
+        (checkpoint / "state.json").write_text('{"format_version": 1, "steps"')
+    else:
+        shard = next(checkpoint.glob("*.distcp"))
+        shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(CorruptDataError):
+        train(load_train_config("tiny", [*arguments, "train.steps=4"]))
