@@ -212,6 +212,33 @@ def test_crops_are_cut_from_large_images(tmp_path: Path) -> None:
     assert report.steps == 3
 
 
+def test_images_beyond_the_cache_give_the_same_tokenizer(tmp_path: Path) -> None:
+    paths = list_images(write_shapes(tmp_path / "images", 40))
+    for views in ("whole", "crops"):
+        config = dataclasses.replace(FEW_STEPS, steps=5, views=views)
+        cached, _ = train_fsq(load_images(paths, config), config)
+        lazily = dataclasses.replace(config, cache_bytes=8 * 8 * 10)
+        streamed, report = train_fsq(load_images(paths, lazily), lazily)
+        assert streamed.fingerprint == cached.fingerprint
+        assert report.num_train == 38
+
+
+def test_a_file_that_goes_bad_during_training_is_counted(tmp_path: Path) -> None:
+    paths = list_images(write_shapes(tmp_path / "images", 12))
+    config = dataclasses.replace(FEW_STEPS, steps=3, cache_bytes=8 * 8)
+    images = load_images(paths, config)
+    for path in paths[:6]:
+        path.write_bytes(b"gone")
+    _, report = train_fsq(images, config)
+    assert report.skipped["image_format"] > 0
+
+
+def test_a_single_image_is_trained_and_measured_on(tmp_path: Path) -> None:
+    paths = list_images(write_shapes(tmp_path / "images", 1))
+    _, report = train_fsq(load_images(paths, FEW_STEPS), FEW_STEPS)
+    assert (report.num_train, report.num_held_out) == (1, 1)
+
+
 def test_a_folder_of_one_flat_colour_is_reported_as_collapsed(tmp_path: Path) -> None:
     for i in range(8):
         Image.new("L", (8, 8), 90).save(tmp_path / f"{i}.png")

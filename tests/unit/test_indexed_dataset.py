@@ -353,7 +353,9 @@ def test_missing_and_damaged_files_raise_the_class_one_would_catch(tmp_path: Pat
 def test_verify_counts_and_names_an_id_outside_the_vocabulary(tmp_path: Path) -> None:
     write(tmp_path / "a", SMALL)
     dataset = IndexedDataset(tmp_path / "a")
-    found = dataset.verify(vocabulary_size=102)
+    read: list[int] = []
+    found = dataset.verify(vocabulary_size=102, on_progress=read.append)
+    assert sum(read) == dataset.num_tokens
     assert found == ((5, 101), {"text": 1, "image": 2}, {"text": 3, "image": 3})
     with pytest.raises(
         CorruptDataError, match=r"id 101 at position 1 of sequence 1 \(document 0\)"

@@ -216,6 +216,7 @@ def test_a_state_of_another_stream_is_refused(prefix: Path, tmp_path: Path) -> N
         {**state, "bin": 10**6},
         {**state, "version": 99},
         {**state, "bin": -1},
+        {**state, "window": 2**60},
     ]:
         with pytest.raises(StateMismatchError):
             loader.load_state_dict(broken)
@@ -295,6 +296,12 @@ def test_unusable_arguments_are_refused_when_the_loader_is_made(prefix: Path) ->
         make_loader(prefix.with_name("missing"))
 
 
+FORK_OF_THREADS = (
+    "ignore:This process .* is multi-threaded:DeprecationWarning"  # Python 3.12 and later
+)
+
+
+@pytest.mark.filterwarnings(FORK_OF_THREADS)
 def test_the_loader_is_an_iterable_dataset(prefix: Path) -> None:
     expected = take(make_loader(prefix), 3)
     for num_workers in (0, 1):
@@ -304,6 +311,7 @@ def test_the_loader_is_an_iterable_dataset(prefix: Path) -> None:
         next(iter(DataLoader(make_loader(prefix), batch_size=None, num_workers=2)))
 
 
+@pytest.mark.filterwarnings(FORK_OF_THREADS)
 def test_a_fork_after_the_first_batch_continues_in_both_processes(prefix: Path) -> None:
     expected = take(make_loader(prefix), 6)
     loader = make_loader(prefix)

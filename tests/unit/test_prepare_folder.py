@@ -332,6 +332,15 @@ def test_datasets_of_one_folder_must_agree(raw: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "more.idx").exists()
 
 
+def test_a_folder_of_one_dataset_may_change_with_it(raw: Path, tmp_path: Path) -> None:
+    prepare(raw, tmp_path / "train")
+    prepare(raw, tmp_path / "train", num_sentinels=5, job={"overwrite": True})
+    assert "mask_4" in Vocabulary.load(tmp_path)
+    prepare(raw, tmp_path / "other", num_sentinels=5)
+    with pytest.raises(VocabularyMismatchError):
+        prepare(raw, tmp_path / "train", job={"overwrite": True})
+
+
 def test_bad_records_are_counted_and_the_report_adds_up(raw: Path, tmp_path: Path) -> None:
     lines: Lines = [{"image": f"{i}.png", "caption": CAPTION.format(i)} for i in range(NUM_IMAGES)]
     lines[2] = {"image": "absent.png", "caption": "x"}
@@ -417,3 +426,42 @@ def test_the_command_line_takes_flags_over_a_file(raw: Path, tmp_path: Path) -> 
     assert done.exit_code == 0
     assert "30 documents" in done.stdout
     assert IndexedDataset(output).num_documents == 30
+
+
+def test_hostile_images_are_counted_by_reason(raw: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    colour = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))
+    colour.save(images / "fine.png")
+    colour.convert("CMYK").save(images / "cmyk.jpg")
+    colour.quantize(16).save(images / "palette.png", transparency=0)
+    Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(images / "deep.png")
+    colour.save(images / "moving.gif", save_all=True, append_images=[colour.rotate(90)])
+    colour.save(images / "cut.jpg")
+    colour.save(images / "cut.png")
+    for name in ("cut.jpg", "cut.png"):
+        content = (images / name).read_bytes()
+        (images / name).write_bytes(content[: len(content) // 2])
+    Image.new("RGB", (1, 1)).save(images / "dot.png")
+    Image.new("L", (300, 300)).save(images / "large.png")
+    (images / "text.png").write_text("not a picture")
+    names = sorted(path.name for path in images.iterdir())
+    lines = [{"image": name, "caption": name} for name in [*names, "../images/fine.png"]]
+    report = prepare(
+        raw,
+        tmp_path / "data" / "train",
+        images=images,
+        captions=write_jsonl(tmp_path / "captions.jsonl", lines),
+        max_image_pixels=10_000,
+        job={"max_bad_fraction": 0.9},
+    )
+    assert report["skipped"] == {
+        "image_corrupt": 2,
+        "image_too_small": 1,
+        "image_too_many_pixels": 1,
+        "image_format": 1,
+        "image_path": 1,
+    }
+    kept = ["cmyk.jpg", "deep.png", "fine.png", "moving.gif", "palette.png"]
+    assert captions_in(tmp_path / "data" / "train") == kept
+    assert report["used"] + report["num_skipped"] == len(lines)

@@ -4,7 +4,7 @@ Both files are mapped into memory and checked when they are opened. The arrays h
 read-only views of the mapping and keep it alive, so they may outlive the dataset object.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -13,7 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mmfast._mmfast import DatasetReader
-from mmfast.data.segment import Segment, modality_name
+from mmfast.data.segment import MODALITY_BITS, Segment, modality_name
+
+NUM_MODALITIES = MODALITY_BITS + 1
+# Sequences that a scan reads between two reports of progress.
+SEQUENCES_PER_SCAN = 1 << 14
 
 
 class Scan(NamedTuple):
@@ -134,19 +138,40 @@ class IndexedDataset:
         """16 hexadecimal digits of a hash over the whole index and samples of the ids."""
         return f"{self._reader.fingerprint():016x}"
 
-    def verify(self, vocabulary_size: int | None = None) -> Scan:
+    def verify(
+        self,
+        vocabulary_size: int | None = None,
+        *,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Scan:
         """Reads every id, after the checks that opening already made, and counts them.
 
         Args:
             vocabulary_size: ids must lie in `[0, vocabulary_size)`; any are fine by default.
+            on_progress: called now and then with the number of ids read since the last call.
 
         Raises:
             CorruptDataError: an id is out of range; names it, its sequence and its document.
             ValueError: the dataset holds floats.
         """
         allowed = None if vocabulary_size is None else (0, vocabulary_size)
-        id_range, sequences, tokens = self._reader.scan(allowed)
-        return Scan(id_range, _by_name(sequences, sequences), _by_name(tokens, sequences))
+        ends: list[int] = []
+        sequences = np.zeros(NUM_MODALITIES, np.int64)
+        tokens = np.zeros(NUM_MODALITIES, np.int64)
+        for start in range(0, len(self), SEQUENCES_PER_SCAN):
+            stop = min(start + SEQUENCES_PER_SCAN, len(self))
+            id_range, found_sequences, found_tokens = self._reader.scan(start, stop, allowed)
+            ends.extend(id_range or ())
+            sequences += found_sequences
+            tokens += found_tokens
+            if on_progress is not None:
+                on_progress(sum(found_tokens))
+        present = np.flatnonzero(sequences).tolist()
+        return Scan(
+            (min(ends), max(ends)) if ends else None,
+            {modality_name(i): int(sequences[i]) for i in present},
+            {modality_name(i): int(tokens[i]) for i in present},
+        )
 
     def __reduce__(self) -> tuple[type["IndexedDataset"], tuple[Path]]:
         return IndexedDataset, (self.prefix,)
@@ -156,10 +181,6 @@ class IndexedDataset:
             f"IndexedDataset({str(self.prefix)!r}: {self.num_documents:,} documents, "
             f"{len(self):,} sequences, {self.num_tokens:,} ids of {self.dtype})"
         )
-
-
-def _by_name(counts: list[int], sequences: list[int]) -> dict[str, int]:
-    return {modality_name(i): counts[i] for i, present in enumerate(sequences) if present}
 
 
 def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

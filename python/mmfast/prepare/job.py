@@ -129,7 +129,9 @@ def _enter_shards_folder(preparation: Preparation, options: JobOptions, fingerpr
         if any(folder.iterdir()) and not plan_path.exists():
             raise UsageError(f"{folder} is in the way and not a preparation job's; move it")
         shutil.rmtree(folder)
-    preparation.publish(options.output.parent)
+    others = set(options.output.parent.glob("*.idx")) - {options.index_path}
+    if others or not options.overwrite:
+        preparation.check_folder(options.output.parent)
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(plan_path, {"fingerprint": fingerprint, "plan": preparation.plan()})
 
@@ -246,6 +248,7 @@ def _join_shards(
         return report
     # Without a report a dataset counts as unfinished, so the report goes before it and comes after it.
     options.report_path.unlink(missing_ok=True)
+    preparation.publish(options.output.parent)
     with IndexedDatasetBuilder(
         options.output, dtype=DTYPE, multimodal=preparation.multimodal
     ) as builder:

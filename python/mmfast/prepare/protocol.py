@@ -34,13 +34,11 @@ class Preparation(Protocol):
     def plan(self) -> dict[str, Any]:
         """Everything that the output's bytes depend on, as JSON: options, fingerprints of inputs."""
 
-    def publish(self, folder: Path) -> None:
-        """Writes vocabulary, tokenizer and recipe files beside the dataset.
+    def check_folder(self, folder: Path) -> None:
+        """Raises `MmfastError` if files there belong to a dataset that this one cannot be mixed with."""
 
-        Raises:
-            MmfastError: the folder holds such files of another dataset, with which this one could
-                not be mixed.
-        """
+    def publish(self, folder: Path) -> None:
+        """Writes vocabulary, tokenizer and recipe files beside the dataset."""
 
     def documents(self, records: range, skip: Skip) -> Iterator[Document]:
         """Documents of a range of records, in record order; `skip(record, error)` for each bad one.

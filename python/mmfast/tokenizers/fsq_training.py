@@ -9,33 +9,19 @@ held out; quality is measured on it alone.
 import dataclasses
 import math
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional
 
-from mmfast.console import log, progress, track
-from mmfast.errors import BadRecordError, UsageError
+from mmfast.console import log, progress
 from mmfast.tokenizers.fsq import FsqConfig, FsqImageTokenizer
-from mmfast.tokenizers.images import (
-    open_image,
-    pixels_from_image,
-    pixels_from_tensor,
-    resize_image,
-    tensor_from_pixels,
-)
-from mmfast.tokenizers.views import (
-    NUM_AFFINE_DRAWS,
-    AffineRange,
-    affine_matrices,
-    keyed_generator,
-    warp,
-)
+from mmfast.tokenizers.images import pixels_from_tensor, tensor_from_pixels
+from mmfast.tokenizers.training_images import TrainingImages
+from mmfast.tokenizers.views import AffineRange
 
 # A tokenizer is useless when it tells its images apart no better than their mean does.
 USELESS_PSNR_GAIN_DB = 0.5
@@ -52,7 +38,7 @@ class FsqTrainingConfig:
 
     Attributes:
         tokenizer: shape of the network.
-        colour: `auto` makes a grey tokenizer when every image is grey, and an RGB one otherwise.
+        colour: `auto` makes a grey tokenizer when the first 200 images are grey, and an RGB one otherwise.
         views: `whole` trains on images brought to size; `crops` on random windows of the originals,
             from the whole shorter side down to `crop_min_scale` of it.
         augment: `affine` adds small random rotations, scales and shifts.
@@ -62,6 +48,7 @@ class FsqTrainingConfig:
         l1_weight, l2_weight, edge_weight: weights of the three terms of the loss.
         held_out_fraction: share of images that are only measured on, at most `max_held_out` of them.
         max_bad_fraction: share of unreadable images above which training is refused.
+        cache_bytes: memory for decoded images; those beyond are decoded each time they are drawn.
         seed: of initialisation, split, order and augmentation.
     """
 
@@ -84,6 +71,7 @@ class FsqTrainingConfig:
     held_out_fraction: float = 0.05
     max_held_out: int = 512
     max_bad_fraction: float = 0.05
+    cache_bytes: int = 4 * 1024**3
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -129,69 +117,29 @@ class FsqTrainingReport:
     usable: bool
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageSet:
-    """Decoded images of a folder, uint8 `[C,H,W]` each, split for training and measuring."""
-
-    train: list[torch.Tensor]
-    held_out: torch.Tensor
-    channels: int
-    skipped: Counter[str]
-
-
-def load_images(paths: Sequence[Path], config: FsqTrainingConfig) -> ImageSet:
-    """Reads all images into memory; bad ones are skipped and counted by reason.
+def load_images(paths: Sequence[Path], config: FsqTrainingConfig) -> TrainingImages:
+    """The images that `config` asks for, split and decoded.
 
     Raises:
         UsageError: no image can be read, or more than `max_bad_fraction` cannot.
     """
-    shape = config.tokenizer
-    skipped: Counter[str] = Counter()
-    last_problem = ""
-    images = []
-    for path in track(paths, total=len(paths), description="reading", unit="images"):
-        try:
-            images.append(open_image(path))
-        except BadRecordError as error:
-            skipped[error.reason] += 1
-            last_problem = str(error)
-    if not images or skipped.total() > config.max_bad_fraction * len(paths):
-        raise UsageError(
-            f"{skipped.total()} of {len(paths)} images cannot be read ({_reasons(skipped)}); "
-            f"the last: {last_problem}. Remove them or raise max_bad_fraction"
-        )
-    colour = config.colour
-    if colour == "auto":
-        colour = "grey" if all(image.mode == "L" for image in images) else "rgb"
-    channels = 1 if colour == "grey" else 3
-
-    order = keyed_generator(config.seed, "fsq split").permutation(len(images))
-    num_held_out = min(config.max_held_out, max(1, round(config.held_out_fraction * len(images))))
-    height, width = shape.image_height, shape.image_width
-
-    def at_size(index: int) -> torch.Tensor:
-        resized = resize_image(images[index], height=height, width=width, policy=shape.resize)
-        return pixels_from_image(resized, channels=channels)
-
-    def original(index: int) -> torch.Tensor:
-        # Crops are cut from the original, which must at least cover the target.
-        image = images[index]
-        if min(image.width / width, image.height / height) < 1:
-            return at_size(index)
-        return pixels_from_image(image, channels=channels)
-
-    held_out = order[:num_held_out]
-    train = order[num_held_out:] if len(images) > 1 else order
-    return ImageSet(
-        train=[original(i) if config.views == "crops" else at_size(i) for i in train],
-        held_out=torch.stack([at_size(i) for i in held_out]),
-        channels=channels,
-        skipped=skipped,
+    num_held_out = min(config.max_held_out, max(1, round(config.held_out_fraction * len(paths))))
+    return TrainingImages(
+        paths,
+        height=config.tokenizer.image_height,
+        width=config.tokenizer.image_width,
+        resize=config.tokenizer.resize,
+        colour=config.colour,
+        keep_originals=config.views == "crops",
+        num_held_out=num_held_out,
+        max_bad_fraction=config.max_bad_fraction,
+        cache_bytes=config.cache_bytes,
+        seed=config.seed,
     )
 
 
 def train_fsq(
-    images: ImageSet, config: FsqTrainingConfig, *, device: str = "cpu"
+    images: TrainingImages, config: FsqTrainingConfig, *, device: str = "cpu"
 ) -> tuple[FsqImageTokenizer, FsqTrainingReport]:
     """Trains a tokenizer and measures it on the held-out images."""
     shape = dataclasses.replace(config.tokenizer, channels=images.channels)
@@ -204,7 +152,13 @@ def train_fsq(
     )
     losses: list[float] = []
     started = time.monotonic()
-    batches = _batches(images.train, config, device=device)
+    batches = images.batches(
+        batch_size=config.batch_size,
+        crop_min_scale=config.crop_min_scale,
+        affine=config.affine if config.augment == "affine" else None,
+        seed=config.seed,
+        device=device,
+    )
     total = config.seconds or config.steps
     unit = "s" if config.seconds else "steps"
     with progress("training", total=total, unit=unit) as job:
@@ -230,7 +184,8 @@ def train_fsq(
     seconds = time.monotonic() - started
     tokenizer.eval().requires_grad_(requires_grad=False)
     quality = measure(tokenizer, images.held_out, batch_size=config.batch_size)
-    mean_psnr = _psnr_of_mean_image(images, shape)
+    mean = images.mean_image().expand_as(images.held_out)
+    mean_psnr = float(np.mean(psnr_db(mean, images.held_out)))
     usable, warnings = judge(
         quality,
         psnr_db_of_mean_image=mean_psnr,
@@ -243,7 +198,7 @@ def train_fsq(
         seconds=round(seconds, 3),
         first_loss=sum(losses[:20]) / len(losses[:20]),
         last_loss=sum(losses[-20:]) / len(losses[-20:]),
-        num_train=len(images.train),
+        num_train=len(images),
         num_held_out=len(images.held_out),
         skipped=dict(images.skipped),
         psnr_db=quality.psnr_db,
@@ -347,70 +302,6 @@ def judge(
             "Check that the images differ; then train longer, or with another seed or learning rate"
         )
     return usable, warnings
-
-
-def _batches(
-    train: list[torch.Tensor], config: FsqTrainingConfig, *, device: str
-) -> Iterator[torch.Tensor]:
-    """Endless batches in [-1, 1]: every epoch is a new permutation, every step new views."""
-    shape = config.tokenizer
-    whole = torch.stack(train).to(device) if config.views == "whole" else None
-    order: list[int] = []
-    epoch = step = 0
-    while True:
-        while len(order) < config.batch_size:
-            permutation = keyed_generator(config.seed, "fsq order", epoch).permutation(len(train))
-            order += permutation.tolist()
-            epoch += 1
-        chosen, order = order[: config.batch_size], order[config.batch_size :]
-        generator = keyed_generator(config.seed, "fsq view", step)
-        if whole is not None:
-            x = tensor_from_pixels(whole[torch.tensor(chosen)])
-        else:
-            windows = [
-                _random_window(train[i], generator, shape, config.crop_min_scale) for i in chosen
-            ]
-            x = torch.cat(windows).to(device)
-        if config.augment == "affine":
-            draws = generator.random((len(chosen), NUM_AFFINE_DRAWS))
-            x = warp(x, affine_matrices(draws, config.affine))
-        yield x
-        step += 1
-
-
-def _random_window(
-    pixels: torch.Tensor, generator: np.random.Generator, shape: FsqConfig, min_scale: float
-) -> torch.Tensor:
-    """A random window of uint8 `[C,H,W]` with the target's aspect ratio, as `[1,C,height,width]`."""
-    have_h, have_w = pixels.shape[1:]
-    height, width = shape.image_height, shape.image_width
-    largest = min(have_h / height, have_w / width)
-    scale = max(largest * generator.uniform(min_scale, 1.0), min(largest, 1.0))
-    box_h, box_w = min(have_h, round(height * scale)), min(have_w, round(width * scale))
-    top = int(generator.integers(0, have_h - box_h + 1))
-    left = int(generator.integers(0, have_w - box_w + 1))
-    window = tensor_from_pixels(pixels[None, :, top : top + box_h, left : left + box_w])
-    if (box_h, box_w) == (height, width):
-        return window
-    resized: torch.Tensor = functional.interpolate(
-        window, (height, width), mode="bilinear", antialias=True, align_corners=False
-    )
-    return resized
-
-
-def _psnr_of_mean_image(images: ImageSet, shape: FsqConfig) -> float:
-    size = (shape.image_height, shape.image_width)
-    total = torch.zeros(images.held_out.shape[1:], dtype=torch.float64)
-    for pixels in images.train:
-        same = tuple(pixels.shape[1:]) == size
-        x = pixels[None].to(torch.float32)
-        total += (x if same else functional.interpolate(x, size, mode="area"))[0]
-    mean = (total / len(images.train)).round().to(torch.uint8)
-    return float(np.mean(psnr_db(mean.expand_as(images.held_out), images.held_out)))
-
-
-def _reasons(skipped: Counter[str]) -> str:
-    return ", ".join(f"{reason} {count}" for reason, count in skipped.most_common())
 
 
 def report_dict(report: FsqTrainingReport, config: FsqTrainingConfig) -> dict[str, Any]:

@@ -15,25 +15,29 @@ use mmfast_core::{Error, Result};
 /// More calls than any of the jobs below makes.
 const MANY_CALLS: u64 = 200;
 
-/// Lengths are the same in both so that only the ids tell old from new.
-const OLD: [i64; 3] = [1, 2, 3];
-const NEW: [i64; 3] = [7, 8, 9];
+/// As many ids in both, so that either index fits either `.bin`, but cut differently, so that a
+/// mixed pair shows.
+const OLD: [&[i64]; 2] = [&[1, 2], &[3]];
+const NEW: [&[i64]; 2] = [&[7], &[8, 9]];
 
-fn write(vfs: Arc<dyn Vfs>, at: &Prefix, ids: &[i64]) -> Result<()> {
+fn write(vfs: Arc<dyn Vfs>, at: &Prefix, sequences: &[&[i64]]) -> Result<()> {
     let mut writer = DatasetWriter::create_on(vfs, at, Dtype::I32, true)?;
-    writer.add_sequence(Tokens::I64(ids), 1)?;
-    writer.end_document();
+    for ids in sequences {
+        writer.add_sequence(Tokens::I64(ids), 1)?;
+        writer.end_document();
+    }
     writer.finish()?;
     Ok(())
 }
 
-fn ids(at: &Prefix) -> Result<Vec<i64>> {
+fn sequences(at: &Prefix) -> Result<Vec<Vec<i64>>> {
     let dataset = IndexedDataset::open(at)?;
-    let mut ids = Vec::new();
-    for sequence in 0..dataset.num_sequences() {
+    let read = |sequence| {
+        let mut ids = Vec::new();
         dataset.read_into(sequence, &mut ids)?;
-    }
-    Ok(ids)
+        Ok(ids)
+    };
+    (0..dataset.num_sequences()).map(read).collect()
 }
 
 fn files(folder: &Path) -> Vec<String> {
@@ -76,7 +80,8 @@ fn a_failed_rewrite_leaves_the_old_or_the_new_dataset() {
             |at| write(Arc::new(Disk), at, &OLD).unwrap(),
             |vfs, at| write(vfs, at, &NEW),
             |at, is_done, n| {
-                let found = ids(at).unwrap_or_else(|error| panic!("{fault:?} at {n}: {error}"));
+                let found =
+                    sequences(at).unwrap_or_else(|error| panic!("{fault:?} at {n}: {error}"));
                 if is_done {
                     assert_eq!(found, NEW);
                     assert_eq!(files(at.path().parent().unwrap()), ["a.bin", "a.idx"]);
@@ -84,8 +89,8 @@ fn a_failed_rewrite_leaves_the_old_or_the_new_dataset() {
                     assert!(found == OLD || found == NEW, "{fault:?} at {n}: {found:?}");
                 }
                 // Whatever is left lying about, the next writer succeeds and tidies up.
-                write(Arc::new(Disk), at, &[5]).unwrap();
-                assert_eq!(ids(at).unwrap(), [5]);
+                write(Arc::new(Disk), at, &[&[5]]).unwrap();
+                assert_eq!(sequences(at).unwrap(), [[5]]);
                 assert_eq!(files(at.path().parent().unwrap()), ["a.bin", "a.idx"]);
             },
         );
@@ -100,7 +105,7 @@ fn a_failed_first_write_leaves_nothing_or_the_dataset() {
             fault,
             |_| (),
             |vfs, at| write(vfs, at, &NEW),
-            |at, is_done, n| match ids(at) {
+            |at, is_done, n| match sequences(at) {
                 Ok(found) => assert_eq!(found, NEW, "{fault:?} at {n}"),
                 Err(Error::Io { .. }) => assert!(!is_done && !at.idx().exists()),
                 Err(error) => panic!("{fault:?} at {n}: {error}"),
@@ -121,10 +126,11 @@ fn a_failed_merge_into_one_of_its_parts_leaves_the_old_or_the_new_dataset() {
             },
             |vfs, at| merge_on(vfs, at, &[at.clone(), other(at)]).map(|_| ()),
             |at, is_done, n| {
-                let found = ids(at).unwrap_or_else(|error| panic!("{fault:?} at {n}: {error}"));
+                let found =
+                    sequences(at).unwrap_or_else(|error| panic!("{fault:?} at {n}: {error}"));
                 let merged = [OLD, NEW].concat();
                 assert!(found == merged || (!is_done && found == OLD), "{found:?}");
-                assert_eq!(ids(&other(at)).unwrap(), NEW);
+                assert_eq!(sequences(&other(at)).unwrap(), NEW);
             },
         );
     }
@@ -144,7 +150,7 @@ fn a_crash_while_a_crash_is_being_repaired_is_repaired_too() {
             }
             assert!(repairing.has_fired());
         }
-        let found = ids(&at).unwrap();
+        let found = sequences(&at).unwrap();
         assert!(found == OLD || found == NEW, "{n}: {found:?}");
         if first.is_ok() {
             return;

@@ -31,7 +31,7 @@ fn overwrite(path: &Path, bytes: &[u8]) {
 }
 
 fn read_everything(dataset: &IndexedDataset) {
-    let found = scan(dataset, None).unwrap();
+    let found = scan(dataset, 0..dataset.num_sequences(), None).unwrap();
     assert_eq!(
         found.tokens_by_modality.iter().sum::<u64>(),
         dataset.num_tokens()

@@ -240,16 +240,21 @@ impl DatasetReader {
         Some(PyArray1::from_slice(py, modes))
     }
 
-    /// Reads every id; returns their range, and sequences and ids counted by modality.
-    #[pyo3(signature = (allowed=None))]
+    /// Reads the ids of sequences `start..stop`; returns their range, and sequences and ids counted by
+    /// modality.
+    #[pyo3(signature = (start, stop, allowed=None))]
     #[expect(clippy::type_complexity, reason = "mirrors the stub's tuple")]
     fn scan(
         &self,
         py: Python<'_>,
+        start: u64,
+        stop: u64,
         allowed: Option<(i64, i64)>,
     ) -> PyResult<(Option<(i64, i64)>, Vec<u64>, Vec<u64>)> {
         let allowed = allowed.map(|(low, high)| low..high);
-        let found = run_detached(py, || indexed::scan(&self.dataset, allowed.as_ref()))?;
+        let found = run_detached(py, || {
+            indexed::scan(&self.dataset, start..stop, allowed.as_ref())
+        })?;
         Ok((
             found.id_range,
             found.sequences_by_modality.to_vec(),

@@ -8,9 +8,18 @@ use pyo3::prelude::*;
 pub(crate) fn to_py(error: Error) -> PyErr {
     let text = error.to_string();
     match error {
-        Error::Io { source, path, .. } => match source.raw_os_error() {
-            // OSError(errno, message, filename) becomes FileNotFoundError, PermissionError, …
-            Some(code) => PyOSError::new_err((code, text, path.display().to_string())),
+        Error::Io {
+            operation,
+            source,
+            path,
+        } => match source.raw_os_error() {
+            // OSError(errno, message, filename) becomes FileNotFoundError, PermissionError, …; Python
+            // shows all three, so the message does not repeat the path.
+            Some(code) => PyOSError::new_err((
+                code,
+                format!("cannot {operation}: {source}"),
+                path.display().to_string(),
+            )),
             None => PyOSError::new_err(text),
         },
         Error::Corrupt { .. } => house_error("CorruptDataError", text),

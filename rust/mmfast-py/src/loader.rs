@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use mmfast_core::Result;
 use mmfast_core::indexed::{IndexedDataset, Prefix};
 use mmfast_core::pack::Overlong;
 use mmfast_core::stream::{
     Batch, Cursor, Poll, Prefetcher, State, Stream, StreamConfig, StreamSource,
 };
-use mmfast_core::{Error, Result};
 use numpy::{Element, IntoPyArray, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -143,12 +143,6 @@ impl BatchLoader {
                 fingerprint,
             };
             let cursor = self.stream.cursor_of(&state)?;
-            let num_bins = self.stream.plan(window)?.map_or(0, |plan| plan.num_bins());
-            if bin_index > num_bins {
-                return Err(Error::StateMismatch(format!(
-                    "it stands at bin {bin_index} of window {window}, which has {num_bins}"
-                )));
-            }
             prefetcher.seek(cursor);
             Ok(())
         })

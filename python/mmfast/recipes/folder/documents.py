@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 from mmfast.data.segment import IMAGE, TEXT, Segment
+from mmfast.distributed import local_rank
 from mmfast.errors import BadRecordError, ConfigError, CorruptDataError, UsageError
 from mmfast.prepare.protocol import Document, Skip
 from mmfast.recipes.folder.options import FolderPrepareOptions
@@ -70,7 +71,8 @@ class FolderPreparation:
         torch.set_num_threads(options.threads)
         if options.device.startswith("cuda") and not torch.cuda.is_available():
             raise UsageError(f"--device {options.device}: this machine has no CUDA device")
-        self._image_tokenizer = load_image_tokenizer(options.image_tokenizer, device=options.device)
+        device = f"cuda:{local_rank()}" if options.device == "cuda" else options.device
+        self._image_tokenizer = load_image_tokenizer(options.image_tokenizer, device=device)
         self._text_tokenizer = load_text_tokenizer(options.text_tokenizer)
         tokenizer = self._image_tokenizer
         if tokenizer.levels != 1:
@@ -109,7 +111,7 @@ class FolderPreparation:
     def plan(self) -> dict[str, Any]:
         """Options, resolved sizes, and fingerprints of source and tokenizers."""
         fields = dataclasses.asdict(self._options).items()
-        options = {name: str(v) if isinstance(v, Path) else v for name, v in fields}
+        options = {name: str(v.resolve()) if isinstance(v, Path) else v for name, v in fields}
         return {
             "options": options,
             "records": self.num_records,
@@ -122,19 +124,21 @@ class FolderPreparation:
             "vocabulary_fingerprint": self.vocabulary.fingerprint,
         }
 
-    def publish(self, folder: Path) -> None:
-        """Writes vocabulary, text tokenizer and `recipe.json`; those of another dataset must agree."""
-        facts = self._recipe_facts()
+    def check_folder(self, folder: Path) -> None:
+        """An existing vocabulary and `recipe.json` must agree with what this would write."""
         if (folder / VOCABULARY_FILE).exists():
             self.vocabulary.require_same(
                 Vocabulary.load(folder), here="this preparation", there=str(folder)
             )
         if (folder / RECIPE_FILE).exists():
-            _require_same_recipe(facts, folder / RECIPE_FILE)
+            _require_same_recipe(self._recipe_facts(), folder / RECIPE_FILE)
+
+    def publish(self, folder: Path) -> None:
+        """Writes vocabulary, text tokenizer and `recipe.json`."""
         self.vocabulary.save(folder)
         self._text_tokenizer.save(folder / TEXT_TOKENIZER_FILE)
         temporary = folder / (RECIPE_FILE + ".tmp")
-        temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(self._recipe_facts(), indent=2) + "\n", encoding="utf-8")
         temporary.replace(folder / RECIPE_FILE)
 
     def documents(self, records: range, skip: Skip) -> Iterator[Document]:

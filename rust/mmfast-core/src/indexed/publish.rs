@@ -106,7 +106,7 @@ pub(super) fn recover(vfs: &dyn Vfs, prefix: &Prefix) -> Result<()> {
     vfs.sync_folder_of(prefix.path())
 }
 
-/// `.bin.old` must go first: alone, it would later be taken for the partner of another `.idx.old`.
+/// `.bin.old` goes first, so that it is never found without the `.idx.old` that it belongs to.
 fn remove_old(vfs: &dyn Vfs, prefix: &Prefix) -> Result<()> {
     if vfs.exists(&prefix.old_bin())? {
         vfs.remove(&prefix.old_bin())?;

@@ -22,15 +22,20 @@ pub struct Scan {
     pub tokens_by_modality: [u64; NUM_MODALITIES],
 }
 
-/// Reads every id. With `allowed`, an id outside it is [`Error::Corrupt`] naming where it is.
-pub fn scan(dataset: &IndexedDataset, allowed: Option<&Range<i64>>) -> Result<Scan> {
+/// Reads every id of some sequences. With `allowed`, an id outside it is [`Error::Corrupt`] naming
+/// where it is.
+pub fn scan(
+    dataset: &IndexedDataset,
+    sequences: Range<u64>,
+    allowed: Option<&Range<i64>>,
+) -> Result<Scan> {
     let mut found = Scan {
         id_range: None,
         sequences_by_modality: [0; NUM_MODALITIES],
         tokens_by_modality: [0; NUM_MODALITIES],
     };
     let mut ids = Vec::new();
-    for sequence in 0..dataset.num_sequences() {
+    for sequence in sequences {
         ids.clear();
         dataset.read_into(sequence, &mut ids)?;
         let modality = usize::from(dataset.mode(sequence)? & MODALITY_BITS);

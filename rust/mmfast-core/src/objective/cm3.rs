@@ -11,7 +11,7 @@
 
 use crate::error::{Error, Result};
 use crate::objective::spans::{Span, random_spans, segments};
-use crate::objective::{Sequence, TEXT, Transformed, is_no_loss, modality};
+use crate::objective::{Original, Sequence, Transformed, is_no_loss, modality};
 use crate::random::{Chance, DocumentDraws, PoissonTable, below};
 
 const WHOLE_SEGMENT_DRAW: u32 = 0;
@@ -160,25 +160,19 @@ impl Cm3 {
         random_spans(draws, FIRST_CANDIDATE_DRAW, count, ids.len(), &segments)
     }
 
-    /// Writes the document with its spans moved; `emit` copies a run of the original.
-    pub(crate) fn write(
-        &self,
-        spans: &[Span],
-        num_ids: usize,
-        output: &mut Transformed,
-        emit: &mut impl FnMut(&mut Transformed, usize, usize),
-    ) {
+    /// Writes the document with its spans moved.
+    pub(crate) fn write(&self, spans: &[Span], original: &Original<'_>, output: &mut Transformed) {
         let mut copied = 0;
         for (span, sentinel) in spans.iter().zip(&self.sentinels) {
-            emit(output, copied, span.start);
-            output.push(*sentinel, *sentinel, TEXT, self.sentinel_loss_weight);
+            original.copy(copied, span.start, output);
+            output.push(*sentinel, self.sentinel_loss_weight);
             copied = span.end;
         }
-        emit(output, copied, num_ids);
+        original.copy(copied, usize::MAX, output);
         for (span, sentinel) in spans.iter().zip(&self.sentinels) {
-            output.push(*sentinel, *sentinel, TEXT, self.sentinel_loss_weight);
-            emit(output, span.start, span.end);
-            output.push(self.eoss, self.eoss, TEXT, 1.0);
+            output.push(*sentinel, self.sentinel_loss_weight);
+            original.copy(span.start, span.end, output);
+            output.push(self.eoss, 1.0);
         }
         output.num_spans = spans.len();
     }

@@ -55,11 +55,12 @@ fn written(spans: &[(usize, usize)], ids: &[i64]) -> Vec<i64> {
         })
         .collect();
     let mut output = Transformed::default();
-    cm3().write(&spans, ids.len(), &mut output, &mut |output, start, end| {
-        for id in &ids[start..end] {
-            output.push(*id, *id, 0, 1.0);
-        }
-    });
+    let original = Original {
+        sequences: &text(ids),
+        ids,
+        noise: None,
+    };
+    cm3().write(&spans, &original, &mut output);
     output.ids
 }
 

@@ -16,7 +16,7 @@ pub use cm3::{Cm3, SpanCount, restore};
 pub use noise::ImageNoise;
 pub use spans::Span;
 
-use crate::random::{DocumentKey, Generator, Purpose};
+use crate::random::{DocumentDraws, DocumentKey, Generator, Purpose};
 
 /// Bits of a mode that hold the modality.
 const MODALITY_BITS: u8 = 0x1F;
@@ -82,11 +82,49 @@ impl Transformed {
         self.num_spans = 0;
     }
 
-    fn push(&mut self, id: i64, input_id: i64, modality: u8, weight: f32) {
+    /// Appends a sentinel or the end of a span.
+    fn push(&mut self, id: i64, weight: f32) {
         self.ids.push(id);
-        self.input_ids.push(input_id);
-        self.modalities.push(modality);
+        self.input_ids.push(id);
+        self.modalities.push(TEXT);
         self.weights.push(weight);
+    }
+}
+
+/// A document before the objective.
+pub(crate) struct Original<'a> {
+    sequences: &'a [Sequence],
+    ids: &'a [i64],
+    noise: Option<(&'a ImageNoise, DocumentDraws)>,
+}
+
+impl Original<'_> {
+    /// Appends the tokens `start..end`.
+    fn copy(&self, start: usize, end: usize, output: &mut Transformed) {
+        let mut offset = 0;
+        for Sequence { length, mode } in self.sequences {
+            let next = offset + *length as usize;
+            let (from, to) = (offset.max(start), next.min(end));
+            offset = next;
+            if from >= to {
+                continue;
+            }
+            let run = self.ids.get(from..to).unwrap_or_default();
+            output.ids.extend_from_slice(run);
+            match &self.noise {
+                Some((noise, draws)) if modality(*mode) == IMAGE => {
+                    let noisy = (from..)
+                        .zip(run)
+                        .map(|(position, id)| noise.input_id(draws, position, *id));
+                    output.input_ids.extend(noisy);
+                }
+                _ => output.input_ids.extend_from_slice(run),
+            }
+            let num_tokens = output.ids.len();
+            output.modalities.resize(num_tokens, modality(*mode));
+            let weight = if is_no_loss(*mode) { 0.0 } else { 1.0 };
+            output.weights.resize(num_tokens, weight);
+        }
     }
 }
 
@@ -172,29 +210,21 @@ impl SeededObjective {
         output: &mut Transformed,
     ) {
         output.clear();
-        let noise = self.objective.noise.as_ref();
-        let noise = noise.map(|noise| (noise, self.noise.document(key)));
-        let mut modes = Vec::with_capacity(ids.len());
-        for sequence in sequences {
-            modes.extend(std::iter::repeat_n(sequence.mode, sequence.length as usize));
-        }
-        let input_id = |position: usize, id: i64, mode: u8| match &noise {
-            Some((noise, draws)) => noise.input_id(draws, position, id, mode),
-            None => id,
-        };
-        let mut emit = |output: &mut Transformed, start: usize, end: usize| {
-            let range = ids.iter().zip(&modes).enumerate();
-            for (position, (id, mode)) in range.take(end).skip(start) {
-                let weight = if is_no_loss(*mode) { 0.0 } else { 1.0 };
-                output.push(*id, input_id(position, *id, *mode), modality(*mode), weight);
-            }
+        let original = Original {
+            sequences,
+            ids,
+            noise: self
+                .objective
+                .noise
+                .as_ref()
+                .map(|noise| (noise, self.noise.document(key))),
         };
         match &self.objective.masking {
-            None => emit(output, 0, ids.len()),
+            None => original.copy(0, ids.len(), output),
             Some(cm3) => {
                 let room = max_tokens.saturating_sub(ids.len() as u64);
                 let spans = cm3.draw_spans(&self.spans.document(key), sequences, ids, room);
-                cm3.write(&spans, ids.len(), output, &mut emit);
+                cm3.write(&spans, &original, output);
             }
         }
     }

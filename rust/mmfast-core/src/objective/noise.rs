@@ -4,7 +4,6 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::objective::{IMAGE, modality};
 use crate::random::{Chance, DocumentDraws, below};
 
 /// With a given probability an image id is replaced by a random id of its code range.
@@ -40,17 +39,8 @@ impl ImageNoise {
         format!("image noise {:?} {:?}", self.chance, self.code_ranges)
     }
 
-    /// The input id for the id at `position`; ids outside images and outside code ranges stay.
-    pub(crate) fn input_id(
-        &self,
-        draws: &DocumentDraws,
-        position: usize,
-        id: i64,
-        mode: u8,
-    ) -> i64 {
-        if modality(mode) != IMAGE {
-            return id;
-        }
+    /// The input id for the image id at `position`; ids outside the code ranges stay.
+    pub(crate) fn input_id(&self, draws: &DocumentDraws, position: usize, id: i64) -> i64 {
         let Some(range) = self.code_ranges.iter().find(|range| range.contains(&id)) else {
             return id;
         };
@@ -78,15 +68,10 @@ mod tests {
         let mut changed = 0;
         for position in 0..40_000 {
             let id = 100 + i64::try_from(position % 64).unwrap();
-            let input = noise.input_id(&draws, position, id, IMAGE);
+            let input = noise.input_id(&draws, position, id);
             assert!((100..164).contains(&input));
             changed += i32::from(input != id);
-            assert_eq!(
-                noise.input_id(&draws, position, id, 0),
-                id,
-                "text is left alone"
-            );
-            assert_eq!(noise.input_id(&draws, position, 5, IMAGE), 5, "not a code");
+            assert_eq!(noise.input_id(&draws, position, 5), 5, "not a code");
         }
         // A replacement equals the original once in 64; 0.0043 is two standard deviations.
         let share = f64::from(changed) / 40_000.0;

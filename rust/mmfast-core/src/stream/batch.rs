@@ -91,41 +91,35 @@ impl Batch {
 
     /// Writes a document at a position of the flattened rows.
     fn write_document(&mut self, position: usize, number: i32, document: &Transformed) {
-        let range = position..position + document.ids.len();
-        fill(
-            &mut self.input_ids,
-            &range,
-            document.input_ids.iter().copied(),
-        );
-        fill(
+        let num_tokens = document.ids.len();
+        let range = position..position + num_tokens;
+        copy(&mut self.input_ids, position, &document.input_ids);
+        copy(&mut self.modality_ids, position, &document.modalities);
+        // Labels and weights of the document's last token stay as they are in padding.
+        let weights = document.weights.get(1..).unwrap_or_default();
+        copy(
             &mut self.labels,
-            &range,
-            document.ids.iter().skip(1).copied(),
+            position,
+            document.ids.get(1..).unwrap_or_default(),
         );
-        fill(&mut self.position_ids, &range, 0..);
-        fill(&mut self.document_ids, &range, std::iter::repeat(number));
-        fill(
-            &mut self.modality_ids,
-            &range,
-            document.modalities.iter().copied(),
-        );
-        fill(
-            &mut self.loss_weights,
-            &range,
-            document.weights.iter().skip(1).copied(),
-        );
-        let weights = document.weights.iter().skip(1);
-        self.weight_sum += weights.map(|weight| f64::from(*weight)).sum::<f64>();
-        self.num_tokens += document.ids.len() as u64;
+        copy(&mut self.loss_weights, position, weights);
+        if let Some(numbers) = self.document_ids.get_mut(range.clone()) {
+            numbers.fill(number);
+        }
+        let positions = self.position_ids.get_mut(range).unwrap_or_default();
+        for (slot, position) in positions.iter_mut().zip(0..) {
+            *slot = position;
+        }
+        self.weight_sum += weights.iter().map(|weight| f64::from(*weight)).sum::<f64>();
+        self.num_tokens += num_tokens as u64;
         self.num_documents += 1;
     }
 }
 
-/// Writes values into a range until either ends.
-fn fill<T>(target: &mut [T], range: &std::ops::Range<usize>, values: impl Iterator<Item = T>) {
-    let target = target.get_mut(range.clone()).unwrap_or_default();
-    for (slot, value) in target.iter_mut().zip(values) {
-        *slot = value;
+/// Copies values to a position that has room for them.
+fn copy<T: Copy>(target: &mut [T], position: usize, values: &[T]) {
+    if let Some(target) = target.get_mut(position..position + values.len()) {
+        target.copy_from_slice(values);
     }
 }
 
@@ -207,6 +201,13 @@ impl Stream {
         let Some(size) = self.config.vocabulary_size else {
             return Ok(());
         };
+        // A pass without an early exit is vectorised; the offender is looked for only if there is one.
+        if !ids
+            .iter()
+            .fold(false, |outside, id| outside | !(0..size).contains(id))
+        {
+            return Ok(());
+        }
         match ids.iter().position(|id| !(0..size).contains(id)) {
             None => Ok(()),
             Some(position) => Err(Error::VocabularyMismatch(format!(

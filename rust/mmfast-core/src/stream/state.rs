@@ -76,6 +76,28 @@ impl Stream {
                 differing.join(" and another ")
             )));
         }
+        self.check_cursor(state.cursor)?;
         Ok(state.cursor)
+    }
+
+    /// Refuses positions that the stream never comes to.
+    fn check_cursor(&self, cursor: Cursor) -> Result<()> {
+        let Cursor { window, bin } = cursor;
+        let num_bins = match self.plan(window)? {
+            Some(plan) => plan.num_bins(),
+            // The end of a finite stream lies at the start of the window after the last.
+            None if window == 0 || self.plan(window - 1)?.is_some() => 0,
+            None => {
+                return Err(Error::StateMismatch(format!(
+                    "it stands in window {window}, which is past the end"
+                )));
+            }
+        };
+        if bin > num_bins {
+            return Err(Error::StateMismatch(format!(
+                "it stands at bin {bin} of window {window}, which has {num_bins}"
+            )));
+        }
+        Ok(())
     }
 }

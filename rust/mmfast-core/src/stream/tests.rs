@@ -221,6 +221,13 @@ fn a_finite_stream_ends_after_a_padded_batch_and_stays_ended() {
     );
     assert_eq!(last.counts.documents, 200);
     assert!(batches(&stream, last.cursor, 1).is_empty());
+    assert!(stream.cursor_of(&stream.state_at(last.cursor)).is_ok());
+    let beyond = Cursor {
+        window: last.cursor.window + 2,
+        bin: 0,
+    };
+    let error = stream.cursor_of(&stream.state_at(beyond)).unwrap_err();
+    assert!(error.to_string().contains("past the end"), "{error}");
     let mut prefetcher = Prefetcher::new(Arc::clone(&stream), 2);
     assert_eq!(
         std::iter::from_fn(|| next(&mut prefetcher)).count(),
@@ -298,11 +305,16 @@ fn a_state_of_another_stream_is_refused_and_says_what_differs() {
         window: 0,
         bin: 1_000,
     };
-    let error = Feeder::new(&stream, past).next_batch().unwrap_err();
-    assert!(
-        error.to_string().contains("bin 1000 of window 0"),
-        "{error}"
-    );
+    let errors = [
+        stream.cursor_of(&stream.state_at(past)).unwrap_err(),
+        Feeder::new(&stream, past).next_batch().unwrap_err(),
+    ];
+    for error in errors {
+        assert!(
+            error.to_string().contains("bin 1000 of window 0"),
+            "{error}"
+        );
+    }
 }
 
 fn planned(
