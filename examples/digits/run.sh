@@ -36,7 +36,7 @@ print(json.dumps({"stage": name, "command": command, "started_at": float(started
 PYTHON
 }
 
-spread() { stage "$1" env OMP_NUM_THREADS=1 torchrun --nproc-per-node "$processes" "${@:2}"; }
+spread() { stage "$1" env OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node "$processes" "${@:2}"; }
 
 if [[ -e $out/stages.jsonl ]]; then
   rm -rf "$out"

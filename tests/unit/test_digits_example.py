@@ -3,6 +3,8 @@
 import hashlib
 import importlib.util
 import json
+import os
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
@@ -71,3 +73,16 @@ def test_every_label_is_prompted_equally_and_every_caption_follows_a_template(
     }
     for record in records(tmp_path / "heldout" / "captions.jsonl"):
         assert record["caption"] == [t.format(label=record["label"]) for t in templates]
+
+
+def test_the_driver_does_not_touch_a_folder_that_is_not_its_own(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    result = subprocess.run(
+        ["bash", str(SCRIPT.with_name("run.sh"))],
+        env={**os.environ, "OUT": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert "is not empty" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

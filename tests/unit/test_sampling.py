@@ -1,6 +1,7 @@
 """`sample`: what it keeps, what it draws, and that a row's result is its own."""
 
 import math
+import sys
 from dataclasses import fields
 
 import pytest
@@ -15,20 +16,18 @@ from mmfast.sampling import (
     sample,
     sample_prepared,
 )
+from mmfast.sampling.philox import PURPOSE_TOKEN, random_words
 
 
 def random_logits(rows: int, width: int, *, seed: int = 0, spread: float = 3.0) -> torch.Tensor:
     return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)) * spread
 
 
-def kept_sets(logits: torch.Tensor, *, num_draws: int = 400, **arguments) -> list[set[int]]:
-    """Ids that ever come out, with temperature and filters as given: a lower bound of each set."""
-    found: list[set[int]] = [set() for _ in logits]
-    for step in range(num_draws):
-        tokens = sample(logits, seeds=1, steps=step, **arguments).tokens
-        for row, token in zip(found, tokens.tolist(), strict=True):
-            row.add(token)
-    return found
+def kept_set(logits: torch.Tensor, *, num_draws: int = 400, **arguments) -> set[int]:
+    """Ids of one row that come out in many draws: all that are kept, when none is rare."""
+    steps = torch.arange(num_draws)
+    tokens = sample(logits.expand(num_draws, -1), seeds=1, steps=steps, **arguments).tokens
+    return set(tokens.tolist())
 
 
 def assert_rows_equal(a: SampleOutput, b: SampleOutput, rows_a=slice(None), rows_b=slice(None)):
@@ -98,15 +97,15 @@ def test_filters_keep_what_a_float64_sort_keeps():
 
 def test_top_k_ties_by_index_or_kept():
     logits = torch.tensor([[1.0, 5.0, 3.0, 3.0, 3.0, 0.0]])
-    assert kept_sets(logits, top_k=3) == [{1, 2, 3}]
-    assert kept_sets(logits, top_k=3, ties="keep") == [{1, 2, 3, 4}]
+    assert kept_set(logits, top_k=3) == {1, 2, 3}
+    assert kept_set(logits, top_k=3, ties="keep") == {1, 2, 3, 4}
 
 
 def test_top_p_cuts_ties_by_index_and_keeps_at_least_one():
     flat = torch.zeros(1, 8)
-    assert kept_sets(flat, top_p=0.5) == [{0, 1, 2, 3}]
-    assert kept_sets(flat, top_p=0.501) == [{0, 1, 2, 3, 4}]
-    assert kept_sets(flat, top_p=0.0) == [{0}]
+    assert kept_set(flat, top_p=0.5) == {0, 1, 2, 3}
+    assert kept_set(flat, top_p=0.501) == {0, 1, 2, 3, 4}
+    assert kept_set(flat, top_p=0.0) == {0}
 
 
 def test_min_p_before_top_p_changes_the_nucleus():
@@ -203,7 +202,7 @@ def test_greedy_takes_the_lowest_of_the_largest():
         assert out.logprobs.tolist() == [0.0, 0.0, 0.0]
     near = torch.tensor([[0.0, 1e-4]])
     assert sample(near, temperature=1e-6, order="vllm", seeds=0, steps=0).tokens.item() == 1
-    assert kept_sets(torch.zeros(1, 3), temperature=math.inf) == [{0, 1, 2}]
+    assert kept_set(torch.zeros(1, 3), temperature=math.inf) == {0, 1, 2}
 
 
 def test_frequencies_follow_the_distribution():
@@ -218,14 +217,25 @@ def test_frequencies_follow_the_distribution():
     assert chi_square < 20.5
 
 
-def test_far_tail_is_reached_as_often_as_it_should_be():
-    # 20,000 ids 17 nats below one: together 8.3e-4 of the mass, each far below float32's grid.
-    logits = torch.full((1, 20_001), -17.0)
+def test_ids_far_below_the_top_come_out_as_often_as_they_should():
+    # 65,536 ids 19 nats below one: together 3.7e-4 of the mass, each below the grid of a float32
+    # uniform or exponential number, where other samplers never draw them.
+    logits = torch.full((1, 65_537), -19.0)
     logits[0, 0] = 0.0
-    tokens = [sample(logits, seeds=11, steps=step).tokens.item() for step in range(4000)]
-    hits = sum(token != 0 for token in tokens)
-    mean = 4000 * 20_000 * math.exp(-17) / (1 + 20_000 * math.exp(-17))
-    assert abs(hits - mean) < 4 * math.sqrt(mean)
+    num_draws, seed = 100_000, 11
+    tail = 65_536 * math.exp(-19)
+    steps = torch.arange(num_draws)
+    _, high_words = random_words(torch.full_like(steps, seed), steps, purpose=PURPOSE_TOKEN)
+    # The head comes first in id order, so the tail is drawn by the largest random numbers.
+    hits = steps[high_words.double() / 2**32 > 1 / (1 + tail)]
+    assert abs(len(hits) - num_draws * tail) < 4 * math.sqrt(num_draws * tail)
+    seeds = torch.full_like(hits, seed)
+    tokens = sample(logits.expand(len(hits), -1), seeds=seeds, steps=hits).tokens
+    assert (tokens > 0).all()
+    assert len(set(tokens.tolist())) > 0.9 * len(hits)
+    others = steps[:20][high_words[:20].double() / 2**32 < 0.999]
+    seeds = torch.full_like(others, seed)
+    assert (sample(logits.expand(len(others), -1), seeds=seeds, steps=others).tokens == 0).all()
 
 
 def test_flush_to_zero_hardware_gives_the_same():
@@ -289,3 +299,19 @@ def test_logits_of_the_wrong_kind_are_refused():
         sample(torch.zeros(2, 3, dtype=torch.int64), seeds=0, steps=0)
     with pytest.raises(ValueError, match="524287"):
         sample(torch.zeros(1, 2**19), seeds=0, steps=0)
+
+
+def test_the_triton_backend_says_what_it_cannot_do(monkeypatch):
+    wide, narrow = torch.zeros(1, 9000), torch.zeros(1, 9)
+    arguments = {"seeds": 0, "steps": 0, "backend": "triton"}
+    with pytest.raises(ValueError, match="needs CUDA tensors"):
+        sample(narrow, **arguments)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(ValueError, match="at most 8192 allowed ids, not 9000"):
+        sample(wide, **arguments)
+    with pytest.raises(ValueError, match="mixes one conditional stream"):
+        sample(narrow, narrow, streams=[narrow], guidance_scale=(1.0, 2.0), **arguments)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "mmfast.kernels.sample_range", raising=False)
+    with pytest.raises(ImportError, match="comes with CUDA builds of torch"):
+        sample(narrow, **arguments)

@@ -323,7 +323,9 @@ def _facts(title: str, facts: Mapping[str, Any]) -> Markup:
     brief = ", ".join(
         f"{key.replace('_', ' ')} {figure(value)}"
         for key, value in facts.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and key != "format_version"
     )
     heading = element("summary", title, element("span", _clipped(brief), class_="brief"))
     return element("details", heading, table(("", ""), rows))

@@ -5,6 +5,7 @@ Shapes: B rows, V vocabulary ids, S conditional streams.
 
 import dataclasses
 import math
+import os
 from collections.abc import Sequence
 from typing import Literal
 
@@ -192,11 +193,14 @@ def _takes_triton(backend: Backend, conditions: Sequence[torch.Tensor]) -> bool:
         problem = "the Triton kernel mixes one conditional stream"
     elif width > MAX_RANGE:
         problem = f"the Triton kernel reads at most {MAX_RANGE} allowed ids, not {width}"
+    interprets = os.environ.get("TRITON_INTERPRET") == "1"
+    if problem is None and not (conditions[0].is_cuda or interprets):
+        problem = "the Triton kernel needs CUDA tensors (or TRITON_INTERPRET=1)"
     if backend == "triton":
         if problem is not None:
             raise ValueError(f"{problem}; backend='torch' does what is asked here")
         return True
-    return problem is None and conditions[0].is_cuda and triton_available()
+    return problem is None and triton_available() and not interprets
 
 
 def _num_rows(logits: torch.Tensor) -> int:

@@ -1,0 +1,253 @@
+"""Model folders and the generate verb, on an untrained model: prompts, files, and clear refusals."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result as Outcome
+from PIL import Image
+from typer.testing import CliRunner
+
+import mmfast
+from mmfast.cli.generate import app
+from mmfast.errors import CorruptDataError, MmfastError, UsageError, VocabularyMismatchError
+from mmfast.generate import Result, SamplingSettings
+from mmfast.generate.jobs import JobSettings, generate_images
+from mmfast.registry import get_recipe
+from mmfast.vocab import Vocabulary
+
+
+@pytest.fixture(scope="module")
+def model(model_folder):
+    return mmfast.load(model_folder, device="cpu")
+
+
+@pytest.fixture
+def copied_folder(model_folder, tmp_path) -> Path:
+    return Path(shutil.copytree(model_folder, tmp_path / "copy"))
+
+
+@pytest.fixture
+def scans(tmp_path) -> Path:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 256, (9, 11), dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def run(*arguments: object) -> Outcome:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    if isinstance(result.exception, MmfastError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def lines_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_prompts_have_the_forms_of_cm3leon():
+    vocabulary = Vocabulary.build(
+        10, roles=["eos", "pad", "break", "eoss", "mask_0"], codes=[("image", 8)]
+    )
+    eos, _, separator, eoss, mask = range(10, 15)
+    recipe = get_recipe("folder")
+    draw = recipe.text_to_image([1, 2], vocabulary=vocabulary, grid=(1, 2), seed=4)
+    assert draw.streams == ((eos, 1, 2, separator), (eos, mask, separator))
+    assert draw.guidance_weights == (3.0,)
+    assert (draw.grammar.max_ids, draw.seed) == (2, 4)
+    plain = recipe.text_to_image([1], vocabulary=vocabulary, grid=(1, 2), guidance_scale=1.0)
+    assert plain.streams == ((eos, 1, separator),)
+    caption = recipe.image_to_text(np.array([[3, 0]]), vocabulary=vocabulary, max_ids=5)
+    assert caption.streams == ((eos, mask, separator, 18, 15, eos, mask),)
+    assert caption.sampling["text"].temperature == 0.0
+    result = Result(ids=(3, 4, eoss), logprobs=(0.0,) * 3, finish="complete")
+    assert recipe.text_ids_from_result(result, vocabulary=vocabulary) == [3, 4]
+    result = Result(ids=(18, 15), logprobs=(0.0,) * 2, finish="complete")
+    codes = recipe.codes_from_result(result, vocabulary=vocabulary, grid=(2, 1))
+    assert codes.tolist() == [[3], [0]]
+
+
+def test_drawing_gives_images_that_depend_on_seed_and_caption_only(model):
+    captions = ["a handwritten seven", "the digit two", "a handwritten seven"]
+    drawn = model.draw(captions, temperature=3.0, top_p=1.0, seed=5, num_rows=4)
+    assert [image.size for image in drawn] == [(8, 8)] * 3
+    alone = model.draw(captions[1:2], temperature=3.0, top_p=1.0, seed=6, num_rows=4)
+    assert drawn[1].tobytes() == alone[0].tobytes()
+    assert drawn[0].tobytes() != drawn[2].tobytes()
+
+
+def test_captions_are_text_that_fits_the_context(model, scans):
+    images = [Image.open(path) for path in sorted(scans.iterdir())]
+    captions = model.caption(images, temperature=1.0, max_ids=500, num_rows=2)
+    assert len(captions) == 3
+    assert all(isinstance(caption, str) for caption in captions)
+
+
+def test_images_verb_writes_pictures_manifest_and_report(model_folder, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(
+        '{"prompt": "a handwritten seven", "label": "seven"}\n\n{"prompt": "two", "label": "two"}\n'
+    )
+    output = tmp_path / "drawn"
+    arguments = ("images", "--model", model_folder, "--prompts", prompts, "--output", output)
+    plan = json.loads(run(*arguments, "--dry-run").stdout)
+    assert (plan["num_items"], plan["streams_per_item"], plan["context"]) == (2, 2, 48)
+    assert not output.exists()
+    assert "2 items" in run(*arguments, "--seed", 7).stdout
+    manifest = lines_of(output / "manifest.jsonl")
+    assert manifest == [
+        {"prompt": "a handwritten seven", "label": "seven", "image": "00000.png", "seed": 7},
+        {"prompt": "two", "label": "two", "image": "00001.png", "seed": 8},
+    ]
+    first = [(output / line["image"]).read_bytes() for line in manifest]
+    report = json.loads((output / "generate.json").read_text())
+    assert report["num_ids"] == 2 * model_grid_size(model_folder)
+    assert report["settings"]["guidance_scale"] == 3.0
+    assert not list(output.glob("*.tmp"))
+    run(*arguments, "--seed", 7)
+    assert first == [(output / line["image"]).read_bytes() for line in manifest]
+
+
+def model_grid_size(folder: Path) -> int:
+    height, width = json.loads((folder / "recipe.json").read_text())["grid"]
+    return height * width
+
+
+def test_a_job_that_fails_leaves_no_manifest(model, tmp_path, monkeypatch):
+    settings = JobSettings(sampling=SamplingSettings(), num_rows=2)
+    generate_images(model, [{"prompt": "two"}], tmp_path, settings)
+    assert (tmp_path / "manifest.jsonl").exists()
+    saved = []
+
+    def fail_at_the_second(image, target, **kwargs):
+        if saved:
+            raise OSError("no space left on device")
+        saved.append(target)
+        Path(target).write_bytes(b"png")
+
+    monkeypatch.setattr(Image.Image, "save", fail_at_the_second)
+    with pytest.raises(OSError, match="no space"):
+        generate_images(model, [{"prompt": "two"}, {"prompt": "one"}], tmp_path, settings)
+    assert not (tmp_path / "manifest.jsonl").exists()
+
+
+def test_captions_verb_reads_folders_and_manifests_and_counts_bad_images(
+    model_folder, scans, tmp_path
+):
+    output = tmp_path / "captions.jsonl"
+    run("captions", "--model", model_folder, "--images", scans, "--output", output)
+    assert [line["image"] for line in lines_of(output)] == ["0.png", "1.png", "2.png"]
+    (scans / "bad.png").write_bytes(b"not an image")
+    manifest = scans / "captions.jsonl"
+    names = ["1.png", "bad.png", "../outside.png", "0.png"]
+    manifest.write_text(
+        "".join(
+            json.dumps({"image": name, "caption": "true", "label": name}) + "\n" for name in names
+        )
+    )
+    plan = run(
+        "captions", "--model", model_folder, "--images", manifest, "--output", output, "--dry-run"
+    )
+    assert json.loads(plan.stdout)["num_items"] == 4
+    outcome = run("captions", "--model", model_folder, "--images", manifest, "--output", output)
+    written = lines_of(output)
+    assert [(line["image"], line["label"], line["reference"]) for line in written] == [
+        ("1.png", "1.png", "true"),
+        ("0.png", "0.png", "true"),
+    ]
+    assert all(isinstance(line["caption"], str) for line in written)
+    report = json.loads((tmp_path / "captions.generate.json").read_text())
+    assert report["skipped"] == {"image_format": 1, "image_path": 1}
+    assert "bad.png" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", "x" * 60], "does not fit the model's context of 48"),
+        ([], "either --prompts FILE.jsonl or one or more --prompt"),
+        (["--prompts", "absent.jsonl"], "there is no file"),
+        (["--prompt", "a", "--device", "abacus"], "must be auto, cpu or cuda"),
+        (["--prompt", "a", "--batch-rows", "1"], "2 streams, but the engine has only 1"),
+    ],
+)
+def test_images_verb_says_what_is_wrong(model_folder, tmp_path, arguments, message):
+    output = tmp_path / "drawn"
+    with pytest.raises(UsageError, match=message):
+        run("images", "--model", model_folder, "--output", output, *arguments)
+    assert not (output / "manifest.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ('{"prompt": 3}', UsageError, "record 1: field `prompt`"),
+        ('{"prompt": "a"}\n{', CorruptDataError, "prompts.jsonl:2: not JSON"),
+        ('["a"]', CorruptDataError, "expected a JSON object"),
+        ("\n", UsageError, "holds no records"),
+    ],
+)
+def test_bad_prompt_files_are_named(model_folder, tmp_path, text, error, message):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(text)
+    with pytest.raises(error, match=message):
+        run("images", "--model", model_folder, "--prompts", prompts, "--output", tmp_path / "o")
+
+
+def test_folders_that_are_no_models_are_refused(copied_folder, tmp_path):
+    with pytest.raises(UsageError, match=r"has no config\.json"):
+        mmfast.load(tmp_path / "absent")
+    (copied_folder / "recipe.json").write_text('{"grid": [0, 2], "recipe": "folder"}')
+    with pytest.raises(CorruptDataError, match="empty grid"):
+        mmfast.load(copied_folder).draw(["a"])
+    (copied_folder / "recipe.json").unlink()
+    with pytest.raises(UsageError, match=r"no recipe\.json"):
+        mmfast.load(copied_folder).draw(["a"])
+    (copied_folder / "vocabulary.json").unlink()
+    with pytest.raises(UsageError, match=r"has no vocabulary\.json"):
+        mmfast.load(copied_folder)
+
+
+def test_parts_that_do_not_belong_together_are_refused(copied_folder):
+    vocabulary = Vocabulary.load(copied_folder)
+    tokenizer = (copied_folder / "tokenizer.json").read_text()
+    (copied_folder / "tokenizer.json").write_text(tokenizer + " ")
+    with pytest.raises(VocabularyMismatchError, match="not the tokenizer"):
+        mmfast.load(copied_folder).draw(["a"])
+    roles = list(vocabulary.special)
+    plain = Vocabulary.build(vocabulary.text_size, roles=roles, multiple_of=vocabulary.size)
+    plain.save(copied_folder)
+    with pytest.raises(UsageError, match="no image ids"):
+        mmfast.load(copied_folder).draw(["a"])
+    Vocabulary.build(vocabulary.text_size, roles=roles, multiple_of=1).save(copied_folder)
+    with pytest.raises(VocabularyMismatchError, match="do not belong together"):
+        mmfast.load(copied_folder)
+
+
+def test_guidance_without_an_unconditional_form_is_refused(copied_folder):
+    vocabulary = Vocabulary.load(copied_folder)
+    special = {role: i for role, i in vocabulary.special.items() if not role.startswith("mask")}
+    Vocabulary(
+        size=vocabulary.size,
+        text_size=vocabulary.text_size,
+        special=special,
+        ranges=vocabulary.ranges,
+        text_fingerprint=vocabulary.text_fingerprint,
+    ).save(copied_folder)
+    model = mmfast.load(copied_folder)
+    with pytest.raises(UsageError, match="use guidance scale 1"):
+        model.draw(["a"])
+    assert len(model.draw(["a"], guidance_scale=1.0, num_rows=2)) == 1
+    with pytest.raises(UsageError, match="lacks \\['mask_0'\\]"):
+        model.caption([Image.new("L", (8, 8))])
+
+
+def test_weights_load_in_the_asked_precision(model_folder):
+    assert mmfast.load(model_folder, dtype=torch.bfloat16).network.dtype == torch.bfloat16
