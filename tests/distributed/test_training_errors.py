@@ -50,7 +50,7 @@ def test_a_run_folder_holds_what_the_reader_needs(finished):
         "model/vocabulary.json",
     ):
         assert name in found
-    lines = [json.loads(line) for line in (finished / "metrics.jsonl").open()]
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert {"step", "loss", "loss_text", "loss_image", "lr", "grad_norm", "tokens"} <= set(lines[0])
     assert not [name for name in found if ".tmp" in name]
 
@@ -63,7 +63,9 @@ def test_validation_is_the_same_whenever_the_weights_are(arguments, dataset, tmp
     ]
     config = load_train_config("tiny", [*arguments, *still, f"data.validation_prefix={dataset}"])
     train(config)
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     found = [line["loss"] for line in lines if line.get("split") == "validation"]
     assert len(found) == 2
     assert found[0] == found[1]
@@ -104,7 +106,7 @@ def test_a_dry_run_prints_the_batch_and_writes_nothing(arguments, dataset, tmp_p
     [
         ("train.step=3", 2, "did you mean 'train.steps'"),
         ("data.prefix=/nowhere/data", 2, "there is no dataset /nowhere/data"),
-        ("data.prefix=", 2, "no dataset is named"),
+        ("data.prefix=''", 2, "no dataset is named"),
         ("data.bin_tokens=8", 2, "cannot make the next batch"),
         ("model.context_length=8", 2, "exceeds model.context_length 8"),
         ("model.init_from=/nowhere", 2, "/nowhere is not an exported model"),

@@ -152,6 +152,8 @@ def initialise(model: Any, config: DecoderConfig, *, seed: int) -> None:
     Matrices and tables are normal with `init_std`, cut at three deviations; vectors are norm scales
     (1) or biases (0); the padding row is 0. Values are drawn on the CPU, one whole tensor at a time.
     """
+    if config.tie_embeddings and not _is_tied(model):
+        model.tie_weights()  # `to_empty` gives a table that is used twice two storages
     residual_std = config.init_std / (2 * config.num_layers) ** 0.5
     padding_idx = model.config.pad_token_id
     for name, parameter in model.named_parameters():
@@ -208,6 +210,10 @@ def load_exported(model: Any, folder: Path, vocabulary: Vocabulary) -> None:
                 "check that model.* matches the exported model's config.json"
             )
         _assign(parameter, found.float())
+
+
+def _is_tied(model: Any) -> bool:
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 def parameter_count(model: nn.Module) -> int:

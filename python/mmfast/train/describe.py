@@ -5,8 +5,8 @@ from pathlib import Path
 
 from mmfast.config import config_yaml
 from mmfast.data import Batch
-from mmfast.errors import UsageError
 from mmfast.distributed import world_size
+from mmfast.errors import UsageError
 from mmfast.models import build_decoder, parameter_count
 from mmfast.models.decoder import DecoderConfig
 from mmfast.train import datasets

@@ -183,8 +183,9 @@ def modality_name(modality: int) -> str:
 
 def read_losses(folder: Path) -> list[float]:
     """Training losses of a run, in order of steps."""
-    lines = (json.loads(line) for line in (folder / METRICS_FILE).open(encoding="utf-8"))
-    return [line["loss"] for line in lines if line.get("split", "train") == "train"]
+    text = (folder / METRICS_FILE).read_text(encoding="utf-8")
+    lines = map(json.loads, text.splitlines())
+    return [line["loss"] for line in lines if "split" not in line]
 
 
 def write_summary(folder: Path, figures: dict[str, Any]) -> dict[str, Any]:
