@@ -6,6 +6,7 @@ One tiny run is made once and looked at from every side. It is far too short to 
 
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -89,7 +90,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizers = ("--image-tokenizer", image_tokenizer, "--text-tokenizer", text_tokenizer)
     two_processes(
         "mmfast.prepare", "folder", "--images", train, "--captions", train / "captions.jsonl",
-        *tokenizers, "--copies", 3, "--augment", "affine", "--output", out / "data/train",
+        *tokenizers, "--caption-choice", "random", "--copies", 3, "--augment", "affine", "--output", out / "data/train",
     )  # fmt: skip
     mmfast_command(
         "prepare", "folder", "--images", held_out, "--captions", held_out / "captions.jsonl",
@@ -212,3 +213,22 @@ def test_the_same_request_draws_the_same_image_again(run: Path) -> None:
     other = model.draw(["a handwritten seven"], guidance_scale=3.0, seed=6)[0]
     assert np.array_equal(np.asarray(first), np.asarray(second))
     assert not np.array_equal(np.asarray(first), np.asarray(other))
+
+
+def python_blocks(path: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("code", python_blocks(REPOSITORY / "README.md"))
+def test_readme_examples_run(
+    code: str,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/demo").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    assert "print" not in code or capsys.readouterr().out
