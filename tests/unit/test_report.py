@@ -49,7 +49,7 @@ def score(
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     for i, (label, read) in enumerate(readings):
-        Image.fromarray(np.full((16, 16), 10 * i, np.uint8)).save(folder / f"{i}.png")
+        Image.fromarray(np.full((16, 16), 4 * i, np.uint8)).save(folder / f"{i}.png")
         made.append(
             Reading(image=f"{i}.png", label=label, read=read, caption=caption, original=f"{i}.png")
         )
@@ -195,6 +195,39 @@ def test_each_piece_alone_makes_a_report(tmp_path: Path, kept: str, sections: li
     assert Elements(html).open == []
 
 
+def test_images_that_nobody_judged_are_shown_by_prompt(tmp_path: Path) -> None:
+    drawn = score(tmp_path / "drawn", [("a", "a"), ("b", "b")])
+    write_lines(
+        drawn.manifest,
+        [{"image": r.image, "prompt": f"a picture of {r.label}"} for r in drawn.readings],
+    )
+    (tmp_path / "drawn" / "generate.json").write_text("{}")
+    html = page(tmp_path)
+    assert "drawn: 2, not judged" in html
+    assert "a picture of b" in html
+    assert html.count("data:image") == 2
+    assert "Framed" not in html
+
+
+def test_a_grid_of_many_labels_is_cut_and_says_so(tmp_path: Path) -> None:
+    root = write_run(tmp_path)
+    drawn = score(root / "drawn", [(f"label {i}", "x") for i in range(60)])
+    write_lines(drawn.manifest, [{"image": r.image, "label": r.label} for r in drawn.readings])
+    (root / "drawn" / "generate.json").write_text("{}")
+    html = page(root)
+    assert "The first 50 of 60 labels." in html
+    assert "label 49" in html
+    assert "label 50" not in html
+
+
+def test_figures_that_are_not_finite_are_null_in_the_summary(tmp_path: Path) -> None:
+    write_lines(tmp_path / "metrics.jsonl", [{"step": 1, "loss": 1.0}])
+    (tmp_path / "summary.json").write_text('{"last_loss": NaN, "train_seconds": "x", "seed": 1}')
+    summary = summarise(read_run(tmp_path))
+    assert summary == {"last_loss": None, "train_seconds": None, "seed": 1}
+    assert page(tmp_path)
+
+
 def test_an_empty_folder_and_a_missing_one_are_usage_errors(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing to report"):
         read_run(tmp_path)
@@ -226,6 +259,11 @@ def _break_stages(root: Path) -> str:
     return "stages.jsonl"
 
 
+def _break_seconds(root: Path) -> str:
+    (root / "stages.jsonl").write_text('{"stage": "x", "started_at": 1, "seconds": Infinity}\n')
+    return "not a finite number"
+
+
 def _break_summary(root: Path) -> str:
     (root / "train" / "summary.json").write_text("[1]")
     return "summary.json"
@@ -233,7 +271,14 @@ def _break_summary(root: Path) -> str:
 
 @pytest.mark.parametrize(
     "damage",
-    [_break_evaluation, _break_version, _break_metrics, _break_stages, _break_summary],
+    [
+        _break_evaluation,
+        _break_version,
+        _break_metrics,
+        _break_stages,
+        _break_seconds,
+        _break_summary,
+    ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, damage: Callable[[Path], str]) -> None:
     root = write_run(tmp_path)

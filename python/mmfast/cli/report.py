@@ -22,7 +22,7 @@ def report(
     ] = None,
     grid: Annotated[
         Path | None,
-        typer.Option(help="The picture grid; grid.png beside the page by default."),
+        typer.Option(help="Grid of the first set; grid.png beside the page by default."),
     ] = None,
     summary: Annotated[
         Path | None, typer.Option(help="Also write the run's figures to this JSON file.")
@@ -64,9 +64,10 @@ def report(
     figures = summarise(run, now=time.time() if ends_now else None)
     page.save_page(page.report_html(run, figures, title=title, columns=columns), output)
     written = [output]
-    if run.evaluation is not None and run.evaluation.images:
+    sets = [*(run.evaluation.images.values() if run.evaluation else ()), *run.unjudged.values()]
+    if sets:
         grid = grid or output.with_name("grid.png")
-        pictures.save_grid(next(iter(run.evaluation.images.values())), grid, columns=columns)
+        pictures.save_grid(sets[0], grid, columns=columns)
         written.append(grid)
     if summary is not None:
         save_summary(figures, summary)

@@ -19,6 +19,7 @@ from mmfast.evaluate import Reading, Score
 from mmfast.tokenizers.images import image_path_under, open_image
 
 SMALL_SIDE = 48
+MAX_ROWS = 50
 _LARGE_SIDE = 192
 _GRID_CELL, _GRID_GAP, _GRID_MARGIN = 64, 6, 18
 _GRID_PAPER, _GRID_INK, _GRID_WRONG = (22, 22, 23), (233, 230, 224), (255, 122, 92)
@@ -33,11 +34,13 @@ class Row:
 
 
 def rows_by_label(score: Score, *, columns: int) -> list[Row]:
-    """Rows in the order in which labels first occur, each with its first `columns` samples."""
+    """At most 50 rows in the order in which labels first occur, each with its first `columns` samples."""
     rows: dict[str, list[Reading]] = {}
     for reading in score.readings:
         rows.setdefault(reading.label, []).append(reading)
-    return [Row(label=label, readings=found[:columns]) for label, found in rows.items()]
+    return [
+        Row(label=label, readings=found[:columns]) for label, found in list(rows.items())[:MAX_ROWS]
+    ]
 
 
 def load_picture(image: str, *folders: Path) -> Image.Image | None:

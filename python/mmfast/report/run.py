@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.errors import CorruptDataError, UsageError
-from mmfast.evaluate import Evaluation
+from mmfast.evaluate import Evaluation, Reading, Score
 
 # Folders that hold many files and none of the above.
 _UNSEEN = frozenset({"checkpoints", "model", "shards"})
@@ -56,8 +56,8 @@ class Training:
             (float(line["step"]), float(line[key]))
             for line in self.metrics
             if line.get("split", "train") == split
-            and _is_figure(line.get(key))
-            and _is_figure(line.get("step"))
+            and is_figure(line.get(key))
+            and is_figure(line.get("step"))
         ]
 
     def loss_names(self) -> list[str]:
@@ -68,7 +68,11 @@ class Training:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """All that was found. Dictionaries are keyed by the path of the file's folder or stem."""
+    """All that was found. Dictionaries are keyed by the path of the file's folder or stem.
+
+    `unjudged` holds generated images that no evaluation has seen, as if all were read right; their
+    label is the record's `label`, or the prompt.
+    """
 
     root: Path
     stages: list[Stage]
@@ -77,6 +81,7 @@ class Run:
     trainings: list[Training]
     generations: dict[str, dict[str, Any]]
     evaluation: Evaluation | None
+    unjudged: dict[str, Score]
 
     @property
     def is_empty(self) -> bool:
@@ -112,6 +117,11 @@ def read_run(root: Path) -> Run:
         return str(path.parent.relative_to(root))
 
     evaluations = found("evaluation.json")
+    evaluation = Evaluation.load(evaluations[0]) if evaluations else None
+    judged = (
+        {score.manifest.resolve() for score in evaluation.images.values()} if evaluation else set()
+    )
+    manifests = [path.with_name("manifest.jsonl") for path in found("generate.json")]
     run = Run(
         root=root,
         stages=[stage for path in found("stages.jsonl")[:1] for stage in _stages(path)],
@@ -123,7 +133,12 @@ def read_run(root: Path) -> Run:
         },
         trainings=[_training(path.parent) for path in found("metrics.jsonl")],
         generations={folder_name(path): read_json(path) for path in found("generate.json")},
-        evaluation=Evaluation.load(evaluations[0]) if evaluations else None,
+        evaluation=evaluation,
+        unjudged={
+            folder_name(path): score
+            for path in manifests
+            if path.resolve() not in judged and (score := _unjudged(path)) is not None
+        },
     )
     if run.is_empty:
         raise UsageError(
@@ -169,8 +184,8 @@ def _stages(path: Path) -> list[Stage]:
             Stage(
                 name=str(line["stage"]),
                 command=str(line.get("command", "")),
-                started_at=float(line["started_at"]),
-                seconds=float(line["seconds"]),
+                started_at=_finite(line["started_at"]),
+                seconds=_finite(line["seconds"]),
             )
             for line in read_json_lines(path)
         ]
@@ -178,6 +193,16 @@ def _stages(path: Path) -> list[Stage]:
         raise CorruptDataError(
             f"{path}: a stage needs stage, started_at and seconds; {type(error).__name__}: {error}"
         ) from error
+
+
+def _unjudged(manifest: Path) -> Score | None:
+    if not manifest.is_file():
+        return None
+    readings = []
+    for record in read_json_lines(manifest):
+        label = str(record.get("label", record.get("prompt", "")))
+        readings.append(Reading(image=str(record.get("image", "")), label=label, read=label))
+    return Score(manifest=manifest, readings=readings) if readings else None
 
 
 def _training(folder: Path) -> Training:
@@ -204,5 +229,12 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
                 yield from _walk(Path(entry.path), depth - 1)
 
 
-def _is_figure(value: Any) -> bool:
+def _finite(value: Any) -> float:
+    if not is_figure(value):
+        raise ValueError(f"{value!r} is not a finite number")
+    return float(value)
+
+
+def is_figure(value: Any) -> bool:
+    """Whether `value` is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -7,6 +7,7 @@ from mmfast.evaluate import Reading, Score
 from mmfast.report.charts import Series, bar_chart, line_chart, meter, smoothed
 from mmfast.report.markup import Markup, element, joined, table
 from mmfast.report.pictures import (
+    MAX_ROWS,
     SMALL_SIDE,
     data_uri,
     load_picture,
@@ -20,6 +21,7 @@ _NUM_PAIRS = 40
 _NUM_CAPTIONS = 24
 _MAX_LABELS = 50
 _MAX_CELL_TEXT = 200
+_MAX_DEPTH = 8
 
 
 def figures(run: Run, summary: Mapping[str, Any]) -> Markup | None:
@@ -39,7 +41,7 @@ def figures(run: Run, summary: Mapping[str, Any]) -> Markup | None:
         )
     if "total_seconds" in summary:
         beside = "minutes in all"
-        if "train_seconds" in summary:
+        if summary.get("train_seconds") is not None:
             beside += f"\n{_clock(float(summary['train_seconds']))} of them training"
         tiles.append(("time", _clock(float(summary["total_seconds"])), beside))
     if not tiles:
@@ -62,21 +64,30 @@ def figures(run: Run, summary: Mapping[str, Any]) -> Markup | None:
 
 def images(run: Run, *, columns: int) -> Markup | None:
     """Grids of generated images: a row per label, wrong ones framed with what the judge read."""
-    if run.evaluation is None or not run.evaluation.images:
+    judged = run.evaluation.images if run.evaluation is not None else {}
+    if not judged and not run.unjudged:
         return None
     grids = []
-    for name, score in run.evaluation.images.items():
-        grids.append(
-            element("h3", f"{name}: {score.num_right:,} of {len(score.readings):,} as asked")
+    for name, score in [*judged.items(), *run.unjudged.items()]:
+        found = (
+            f"{score.num_right:,} of {len(score.readings):,} as asked"
+            if name in judged
+            else f"{len(score.readings):,}, not judged"
         )
+        grids.append(element("h3", f"{name}: {found}"))
         grids.append(_grid(score, columns))
+        num_labels = len({reading.label for reading in score.readings})
+        if num_labels > MAX_ROWS:
+            note = f"The first {MAX_ROWS} of {num_labels:,} labels."
+            grids.append(element("p", note, class_="note"))
         settings = _settings_of(run, score)
         if settings is not None:
             grids.append(settings)
     return _section(
         "Generated images",
-        "A row per label that was asked for. Framed: the judge, a classifier trained on real pixels "
-        "only, read something else, and what.",
+        "A row per label that was asked for."
+        + " Framed: the judge, a classifier trained on real pixels only, read something else, and what."
+        * bool(judged),
         *grids,
     )
 
@@ -334,7 +345,7 @@ def _facts(title: str, facts: Mapping[str, Any]) -> Markup:
 def _flattened(facts: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
     """Dotted keys and their values as text; lists in one line."""
     for key, value in facts.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and prefix.count(".") < _MAX_DEPTH:
             yield from _flattened(value, f"{prefix}{key}.")
         elif isinstance(value, list):
             yield f"{prefix}{key}", ", ".join(figure(item) for item in value) or "none"

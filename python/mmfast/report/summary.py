@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.evaluate import Evaluation
-from mmfast.report.run import Run
+from mmfast.report.run import Run, is_figure
 
 _OF_TRAINING = ("first_loss", "last_loss", "train_tokens", "train_seconds", "world_size", "seed")
 
@@ -37,7 +37,14 @@ def summarise(run: Run, *, now: float | None = None) -> dict[str, Any]:
         summary.update(_figures(run.evaluation))
     if run.trainings:
         found = run.trainings[0].summary
-        summary.update({key: found[key] for key in _OF_TRAINING if key in found})
+        # A loss that is not finite becomes null: JSON has no NaN.
+        summary.update(
+            {
+                key: found[key] if is_figure(found[key]) else None
+                for key in _OF_TRAINING
+                if key in found
+            }
+        )
     total = total_seconds(run, now=now)
     if total is not None:
         summary["total_seconds"] = total
@@ -90,6 +97,8 @@ def print_summary(summary: Mapping[str, Any]) -> None:
 
 def figure(value: Any) -> str:
     """A number as a person reads it: counts with separators, fractions to four digits."""
+    if value is None:
+        return "none"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int):
