@@ -17,17 +17,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mmfast.data.batch import Batch
     from mmfast.data.builder import IndexedDatasetBuilder, Written, merge_datasets, optimal_dtype
-    from mmfast.data.dataset import IndexedDataset, Scan
+    from mmfast.data.dataset import DamagedBlock, IndexedDataset, Scan, Sidecar
     from mmfast.data.loader import Loader, Source
     from mmfast.data.segment import Segment
 
 __all__ = [
     "Batch",
+    "DamagedBlock",
     "IndexedDataset",
     "IndexedDatasetBuilder",
     "Loader",
     "Scan",
     "Segment",
+    "Sidecar",
     "Source",
     "Written",
     "merge_datasets",
@@ -36,11 +38,13 @@ __all__ = [
 
 _MODULE_OF_NAME = {
     "Batch": "mmfast.data.batch",
+    "DamagedBlock": "mmfast.data.dataset",
     "IndexedDataset": "mmfast.data.dataset",
     "IndexedDatasetBuilder": "mmfast.data.builder",
     "Loader": "mmfast.data.loader",
     "Scan": "mmfast.data.dataset",
     "Segment": "mmfast.data.segment",
+    "Sidecar": "mmfast.data.dataset",
     "Source": "mmfast.data.loader",
     "Written": "mmfast.data.builder",
     "merge_datasets": "mmfast.data.builder",
