@@ -6,6 +6,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Name of the JSON file that `make bench` writes, and further arguments for pytest, e.g. `-k write`.
+BENCH_NAME ?= cpu
+BENCH_ARGS ?=
 # Passed to uv as --torch-backend: `cpu` picks the small build of torch where its index can be reached.
 TORCH_BACKEND ?=
 UV_FLAGS := $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND),)
@@ -100,6 +103,13 @@ $(VENV)-peers/.stamp-dependencies: constraints/peers.txt $(STAMP_DEPS)
 # Further datasets to hold against megatron-core, as prefixes.
 PEER_PREFIXES ?=
 
+.PHONY: bench
+bench: dist/.stamp-wheel $(VENV)-peers/.stamp-dependencies ## every benchmark beside its peers, one run; JSON into benches/results
+	$(BIN)/uv pip install --quiet --python $(VENV)-peers/bin/python --no-deps --reinstall dist/*.whl
+	mkdir -p benches/results
+	OMP_NUM_THREADS=1 $(VENV)-peers/bin/python -m pytest benches -o python_files='bench_*.py' -o filterwarnings=default -p no:xdist \
+		--benchmark-columns=median,iqr,rounds --benchmark-json benches/results/$(BENCH_NAME).json $(BENCH_ARGS)
+
 .PHONY: peers
 peers: $(STAMP_BUILD) $(VENV)-peers/.stamp-dependencies ## datasets and sample order held against megatron-core, byte for byte
 	rm -rf out/peers
@@ -113,7 +123,7 @@ constraints: | $(BIN)/python ## resolve the pinned environments anew
 	$(call resolve,dev)
 	$(call resolve,floor)
 	$(BIN)/uv pip compile --quiet --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
-		constraints/peers.in -o constraints/peers.txt
+		constraints/peers.in pyproject.toml -o constraints/peers.txt
 
 resolve = $(BIN)/uv pip compile --quiet --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
 	constraints/$(1).in $(DEV_REQUIREMENTS:-r=) -o constraints/$(1).txt

@@ -15,6 +15,8 @@ out=${OUT:-out/demo}
 processes=${PROCESSES:-2}
 raw=$out/raw
 export TOKENIZERS_PARALLELISM=false
+# One thread a process: the models are too small for more, and results repeat on any number of cores.
+export OMP_NUM_THREADS=1
 
 now() { python -c 'import time; print(time.time())'; }
 
@@ -36,7 +38,7 @@ print(json.dumps({"stage": name, "command": command, "started_at": float(started
 PYTHON
 }
 
-spread() { stage "$1" env OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node "$processes" "${@:2}"; }
+spread() { stage "$1" torchrun --standalone --nproc-per-node "$processes" "${@:2}"; }
 
 if [[ -e $out/stages.jsonl ]]; then
   rm -rf "$out"
@@ -54,7 +56,8 @@ stage "text tokenizer" mmfast tokenizer train-text --captions "$raw/train/captio
   --vocab-size 320 --output "$out/tokenizers/text.json"
 
 spread "prepare train" -m mmfast.prepare folder --images "$raw/train" \
-  --captions "$raw/train/captions.jsonl" --caption-choice random --copies 24 --augment affine --shard-records 256 \
+  --captions "$raw/train/captions.jsonl" --caption-choice random --copies 24 --augment affine \
+  --shard-records 256 \
   --image-tokenizer "$out/tokenizers/image" --text-tokenizer "$out/tokenizers/text.json" \
   --seed "$seed" --output "$out/data/train"
 spread "prepare held-out" -m mmfast.prepare folder --images "$raw/heldout" \

@@ -11,6 +11,8 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
+from mmfast.train.config import load_train_config
+
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "digits" / "export_digits.py"
 
 
@@ -86,3 +88,9 @@ def test_the_driver_does_not_touch_a_folder_that_is_not_its_own(tmp_path: Path) 
     assert result.returncode == 2
     assert "is not empty" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_the_training_configuration_has_only_known_keys() -> None:
+    config = load_train_config(str(SCRIPT.with_name("train.yaml")), [])
+    assert config.objective.kind == "cm3"
+    assert config.data.bin_tokens <= config.model.context_length

@@ -465,3 +465,12 @@ def test_hostile_images_are_counted_by_reason(raw: Path, tmp_path: Path) -> None
     kept = ["cmyk.jpg", "deep.png", "fine.png", "moving.gif", "palette.png"]
     assert captions_in(tmp_path / "data" / "train") == kept
     assert report["used"] + report["num_skipped"] == len(lines)
+
+
+def test_missing_flags_are_named(raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match="--image-tokenizer, --output, --text-tokenizer must be given"
+    ):
+        CliRunner().invoke(app, ["folder", "--images", str(raw)], catch_exceptions=False)
+    with pytest.raises(UsageError, match="FOLDER/NAME"):
+        JobOptions(output=tmp_path)

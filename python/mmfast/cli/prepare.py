@@ -38,12 +38,15 @@ def _add_recipe(recipe: PreparingRecipe) -> None:
         given = {name: value for name, value in flags.items() if value is not None}
         job_fields = {field.name for field in dataclasses.fields(JobOptions)}
         job = {name: given.pop(name) for name in list(given) if name in job_fields}
-        if "output" not in job:
-            raise UsageError("--output is missing: FOLDER/NAME of the dataset to write")
+        required = {"output"} if config else {"output", *_required(recipe.prepare_options)}
+        if missing := sorted(required - set(job) - set(given)):
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
+            raise UsageError(f"{names} must be given; see `mmfast prepare {recipe.name} --help`")
+        job_options = JobOptions(**job)
         # JSON strings are YAML scalars, so every value survives the way through the overrides.
         settings = [f"{name}={_scalar(value)}" for name, value in given.items()]
         options = load_config(recipe.prepare_options, file=config, overrides=settings)
-        _prepare(recipe, options, JobOptions(**job), dry_run=dry_run)
+        _prepare(recipe, options, job_options, dry_run=dry_run)
 
     parameters = {
         "config": Annotated[
@@ -82,6 +85,10 @@ def _flags(options: type[Any]) -> dict[str, Any]:
         name = "--" + field.name.replace("_", "-")
         flags[field.name] = Annotated[hints[field.name] | None, typer.Option(name, help=text)]
     return flags
+
+
+def _required(options: type[Any]) -> set[str]:
+    return {f.name for f in dataclasses.fields(options) if f.default is dataclasses.MISSING}
 
 
 def _scalar(value: Any) -> str:
