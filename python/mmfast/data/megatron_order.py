@@ -55,11 +55,14 @@ class MegatronOrder:
             indices can count.
 
     Example:
-        >>> order = MegatronOrder(
-        ...     "data/corpus", sequence_length=4096, num_samples=1_000_000, seed=1234
-        ... )
-        ... # doctest: +SKIP
-        >>> tokens, labels, loss_mask = order[0]  # doctest: +SKIP
+        >>> from mmfast.data import IndexedDatasetBuilder
+        >>> with IndexedDatasetBuilder("/tmp/megatron-order") as builder:
+        ...     builder.add_documents([5, 6, 7, 8, 9], [3, 2])
+        >>> order = MegatronOrder("/tmp/megatron-order", sequence_length=2, seed=1234)
+        >>> order.document_index.tolist(), order.sample_index.tolist()
+        ([0, 1], [[0, 0], [0, 2], [1, 1]])
+        >>> order[0].tokens.tolist(), order[0].labels.tolist()
+        ([5, 6], [6, 7])
     """
 
     def __init__(
