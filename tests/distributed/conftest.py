@@ -56,29 +56,33 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def launch(tmp_path_factory, dataset):
-    """Runs scenarios one after another; returns exit codes by name."""
-
-    def run(*scenarios):
-        for scenario in scenarios:
-            scenario["overrides"] = [
-                *TINY_MODEL,
-                f"data.prefix={dataset}",
-                *scenario.get("overrides", []),
-            ]
-        path = tmp_path_factory.mktemp("scenarios") / "scenarios.json"
-        path.write_text(json.dumps(scenarios), encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, str(LAUNCHER), str(path)],
-            capture_output=True,
+    """A function that runs one scenario and returns its ranks' exit codes and what they logged."""
+    log_path = tmp_path_factory.mktemp("launcher") / "stderr"
+    with (
+        log_path.open("wb") as log,
+        subprocess.Popen(
+            [sys.executable, str(LAUNCHER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
             text=True,
-            timeout=120,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1]), done.stderr
+        ) as launcher,
+    ):
 
-    return run
+        def run(*, world_size, overrides=(), **settings):
+            arguments = [*TINY_MODEL, f"data.prefix={dataset}", *overrides]
+            scenario = {"world_size": world_size, "overrides": arguments, **settings}
+            already_logged = log_path.stat().st_size
+            launcher.stdin.write(json.dumps(scenario) + "\n")
+            launcher.stdin.flush()
+            answer = launcher.stdout.readline()
+            logged = log_path.read_bytes()[already_logged:].decode()
+            assert answer, f"the launcher ended: {logged}"
+            return json.loads(answer), logged
+
+        yield run
+        launcher.stdin.close()
 
 
 @pytest.fixture(scope="session")

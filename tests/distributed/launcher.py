@@ -1,9 +1,9 @@
-"""Runs training scenarios in forked processes: `python launcher.py scenarios.json`.
+"""Runs training scenarios in forked processes, one after another, as they come in on stdin.
 
-A scenario is a training run, or a script that every rank runs. torch is
+A line of input is a scenario in JSON: a training run, or a script that every rank runs. torch is
 imported once; each rank of each scenario is a fork of this process. A scenario may name a rank that
 ends itself at a step: by SIGKILL in the midst of the step or of a save, or by SIGTERM, as a machine's
-scheduler would. Prints the ranks' exit codes by scenario as JSON.
+scheduler would. A line of output is the list of the ranks' exit codes.
 """
 
 import json
@@ -13,7 +13,6 @@ import signal
 import socket
 import sys
 import traceback
-from pathlib import Path
 
 import transformers
 
@@ -22,12 +21,11 @@ import mmfast.train.trainer
 from mmfast.train import load_train_config, train
 
 
-def main(path):
+def main():
     assert transformers.LlamaForCausalLM  # loaded here, once, instead of in every fork
-    codes = {}
-    for scenario in json.loads(Path(path).read_text(encoding="utf-8")):
-        codes[scenario["name"]] = run(scenario)
-    sys.stdout.write(json.dumps(codes) + "\n")
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(run(json.loads(line))) + "\n")
+        sys.stdout.flush()
 
 
 def run(scenario):
@@ -59,16 +57,13 @@ def fork_rank(scenario, rank, port):
     )
     code = 1
     try:
-        die = scenario.get("die")
-        if die and die["rank"] == rank:
-            arm(die)
         if "script" in scenario:
             runpy.run_path(scenario["script"], run_name="__main__")
-            os._exit(0)
-        train(
-            load_train_config("tiny", scenario["overrides"]),
-            resume=scenario.get("resume", "auto"),
-        )
+        else:
+            if scenario.get("die", {}).get("rank") == rank:
+                arm(scenario["die"])
+            config = load_train_config("tiny", scenario["overrides"])
+            train(config, resume=scenario.get("resume", "auto"))
         code = 0
     except BaseException:  # noqa: BLE001 -- a fork must never return into the parent's loop
         traceback.print_exc()
@@ -78,6 +73,7 @@ def fork_rank(scenario, rank, port):
 
 
 def arm(die):
+    """Lets this process end itself in the `call`-th call of a function of the trainer."""
     module, name, number = {
         "step": (mmfast.train.trainer, "gradient_norm", signal.SIGKILL),
         "save": (mmfast.train.checkpoint, "publish", signal.SIGKILL),
@@ -95,4 +91,4 @@ def arm(die):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -71,7 +71,9 @@ def test_validation_is_the_same_whenever_the_weights_are(arguments, dataset, tmp
     assert found[0] == found[1]
 
 
-def test_a_finished_run_is_not_trained_again(finished, arguments):
+def test_a_finished_run_is_not_trained_again(arguments, dataset, tmp_path):
+    finished, arguments = tmp_path / "run", [*arguments, f"data.validation_prefix={dataset}"]
+    train(load_train_config("tiny", arguments))
     before = (finished / "metrics.jsonl").read_bytes()
     weights = (finished / "model" / "model.safetensors").read_bytes()
     train(load_train_config("tiny", arguments))

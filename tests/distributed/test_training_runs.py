@@ -8,32 +8,31 @@ import pytest
 
 pytestmark = pytest.mark.distributed
 STEPS = 20
+SAVE_EVERY = 6
 
 
-def overrides(output, *extra):
-    return [f"output={output}", f"train.steps={STEPS}", *extra]
+def overrides(output):
+    return [f"output={output}", f"train.steps={STEPS}", f"train.checkpoint_every={SAVE_EVERY}"]
 
 
 @pytest.fixture(scope="module")
 def unbroken(launch, tmp_path_factory):
-    """The reference runs, in one and in two processes."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    codes, stderr = launch(
-        *[
-            {
-                "name": f"world{world}",
-                "world_size": world,
-                "overrides": overrides(folder / f"world{world}", "train.checkpoint_every=6"),
-            }
-            for world in (1, 2)
-        ]
-    )
-    assert codes == {"world1": [0], "world2": [0, 0]}, stderr
-    return folder
+    """A function that gives the folder of an undisturbed run, made once for each world size."""
+    folder, done = tmp_path_factory.mktemp("unbroken"), set()
+
+    def run_folder(world_size):
+        output = folder / f"world{world_size}"
+        if world_size not in done:
+            codes, logged = launch(world_size=world_size, overrides=overrides(output))
+            assert codes == [0] * world_size, logged
+            done.add(world_size)
+        return output
+
+    return run_folder
 
 
 def test_two_processes_learn_what_one_learns(unbroken, read_losses):
-    one, two = read_losses(unbroken / "world1"), read_losses(unbroken / "world2")
+    one, two = read_losses(unbroken(1)), read_losses(unbroken(2))
     assert list(one) == list(two) == list(range(1, STEPS + 1))
     # fp32 sums in another order; after 20 steps the difference has grown to this at most.
     assert max(abs(one[step][0] - two[step][0]) for step in one) <= 1e-5
@@ -41,87 +40,75 @@ def test_two_processes_learn_what_one_learns(unbroken, read_losses):
 
 
 def test_a_run_leaves_a_summary(unbroken):
-    summary = json.loads((unbroken / "world2" / "summary.json").read_text())
+    summary = json.loads((unbroken(2) / "summary.json").read_text())
     assert summary["steps"] == STEPS
     assert summary["world_size"] == 2
     assert summary["last_loss"] <= summary["first_loss"]
 
 
+# One kill before the first checkpoint and one after each of the next two.
+KILL_STEPS = [random.Random(20 + k).randint(6 * k + 2, 6 * k + 5) for k in range(3)]
+
+
+@pytest.mark.parametrize("kill_step", KILL_STEPS)
 def test_a_killed_run_goes_on_bitwise_as_if_it_had_not_been(
-    unbroken, launch, read_losses, tmp_path
+    unbroken, launch, read_losses, tmp_path, kill_step
 ):
-    generator = random.Random(20)
-    kill_steps = [generator.randint(7, 12), generator.randint(13, 18), generator.randint(2, 5)]
-    scenarios = []
-    for number, step in enumerate(kill_steps):
-        arguments = overrides(tmp_path / str(number), "train.checkpoint_every=6")
-        die = {"rank": number % 2, "at": "step", "call": step}
-        scenarios += [
-            {"name": f"kill{number}", "world_size": 2, "overrides": arguments, "die": die},
-            {"name": f"resume{number}", "world_size": 2, "overrides": arguments},
-        ]
-    codes, stderr = launch(*scenarios)
-    expected = read_losses(unbroken / "world2")
-    for number, step in enumerate(kill_steps):
-        assert codes[f"kill{number}"][number % 2] == -9, stderr
-        assert codes[f"resume{number}"] == [0, 0], stderr
-        assert read_losses(tmp_path / str(number)) == expected, f"killed at step {step}"
+    victim = kill_step % 2
+    arguments = overrides(tmp_path / "run")
+    die = {"rank": victim, "at": "step", "call": kill_step}
+    codes, logged = launch(world_size=2, overrides=arguments, die=die)
+    assert codes[victim] == -9, logged
+    codes, logged = launch(world_size=2, overrides=arguments)
+    assert codes == [0, 0], logged
+    last_save = (kill_step - 1) // SAVE_EVERY * SAVE_EVERY
+    assert (f"step-{last_save} at step {last_save}" in logged) == (last_save > 0)
+    assert read_losses(tmp_path / "run") == read_losses(unbroken(2))
 
 
 def test_sigterm_saves_and_exits_with_zero(unbroken, launch, read_losses, tmp_path):
     arguments = overrides(tmp_path / "run")
-    codes, stderr = launch(
-        {
-            "name": "stop",
-            "world_size": 2,
-            "overrides": arguments,
-            "die": {"rank": 1, "at": "sigterm", "call": 4},
-        },
-        {"name": "resume", "world_size": 2, "overrides": arguments},
-    )
-    assert codes == {"stop": [0, 0], "resume": [0, 0]}, stderr
-    # The signal came within step 4, so the ranks agreed on it in step 5.
-    assert "stopped by SIGTERM after step 5" in stderr
-    assert "resuming" in stderr
-    assert read_losses(tmp_path / "run") == read_losses(unbroken / "world2")
+    die = {"rank": 1, "at": "sigterm", "call": 3}
+    codes, logged = launch(world_size=2, overrides=arguments, die=die)
+    assert codes == [0, 0], logged
+    # The signal came within step 3, so the ranks agreed on it in step 4.
+    assert "stopped by SIGTERM after step 4" in logged
+    codes, logged = launch(world_size=2, overrides=arguments)
+    assert codes == [0, 0], logged
+    assert "step-4 at step 4" in logged
+    assert read_losses(tmp_path / "run") == read_losses(unbroken(2))
 
 
 def test_a_kill_while_saving_leaves_the_older_checkpoint_whole(
     unbroken, launch, read_losses, tmp_path
 ):
-    arguments = overrides(tmp_path / "run", "train.checkpoint_every=6")
-    die = {"rank": 0, "at": "save", "call": 2}
-    codes, stderr = launch({"name": "kill", "world_size": 2, "overrides": arguments, "die": die})
-    assert codes["kill"][0] == -9, stderr
-    found = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert found == ["step-12.tmp", "step-6"]
-    codes, stderr = launch({"name": "resume", "world_size": 2, "overrides": arguments})
-    assert codes["resume"] == [0, 0], stderr
-    assert "step-6 at step 6" in stderr
-    assert read_losses(tmp_path / "run") == read_losses(unbroken / "world2")
-    found = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert found == ["step-18", "step-20"]
+    arguments, checkpoints = overrides(tmp_path / "run"), tmp_path / "run" / "checkpoints"
+    codes, logged = launch(
+        world_size=2, overrides=arguments, die={"rank": 0, "at": "save", "call": 2}
+    )
+    assert codes[0] == -9, logged
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-12.tmp", "step-6"]
+    codes, logged = launch(world_size=2, overrides=arguments)
+    assert codes == [0, 0], logged
+    assert "step-6 at step 6" in logged
+    assert read_losses(tmp_path / "run") == read_losses(unbroken(2))
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-18", "step-20"]
 
 
 def test_a_checkpoint_of_two_processes_is_continued_by_one(unbroken, launch, read_losses, tmp_path):
-    codes, stderr = launch(
-        {
-            "name": "one",
-            "world_size": 1,
-            "overrides": overrides(tmp_path / "run"),
-            "resume": str(unbroken / "world2" / "checkpoints" / "step-18"),
-        }
+    codes, logged = launch(
+        world_size=1,
+        overrides=overrides(tmp_path / "run"),
+        resume=str(unbroken(2) / "checkpoints" / "step-18"),
     )
-    assert codes == {"one": [0]}, stderr
-    expected = read_losses(unbroken / "world2")
-    continued = read_losses(tmp_path / "run")
+    assert codes == [0], logged
+    expected, continued = read_losses(unbroken(2)), read_losses(tmp_path / "run")
     assert list(continued) == [19, 20]
     assert max(abs(continued[s][0] - expected[s][0]) for s in continued) <= 1e-5
 
 
-def test_loss_and_gradients_are_those_of_the_whole_weighted_batch(launch):
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_loss_and_gradients_are_those_of_the_whole_weighted_batch(launch, world_size):
     script = str(Path(__file__).with_name("normalisation_script.py"))
-    codes, stderr = launch(
-        *[{"name": f"world{world}", "world_size": world, "script": script} for world in (1, 2)]
-    )
-    assert codes == {"world1": [0], "world2": [0, 0]}, stderr
+    codes, logged = launch(world_size=world_size, script=script)
+    assert codes == [0] * world_size, logged

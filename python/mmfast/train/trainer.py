@@ -79,9 +79,8 @@ class _Run:
             torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
         )
         if config.train.deterministic:
-            torch.use_deterministic_algorithms(
-                mode=True
-            )  # not called otherwise: it loads the compiler
+            # Not called otherwise, with False: torch loads its compiler for this, two seconds.
+            torch.use_deterministic_algorithms(mode=True)
         self.dataset = datasets.open_folder(config.data)
         resume_path = _resume_path(self.checkpoints, resume)
         self.state = RunState(world_size=world_size(), model=_shape(config))
@@ -132,6 +131,9 @@ class _Run:
             start_seconds=state.seconds,
             skipped_steps=state.skipped_steps,
         )
+        # What exists by now stays; a collection then looks at the steps' objects only.
+        gc.collect()
+        gc.freeze()
         batches = iter(self.loader)
         tokens, documents = state.tokens, state.documents
         for step in range(state.step, loop.steps):
@@ -201,9 +203,12 @@ class _Run:
                 return {"stopped_at": done}
             if _due(done, STEPS_PER_COLLECTION):
                 gc.collect()
-        metrics.flush(announce=True)
-        self._validate(self.state.step, metrics)
-        self._save(metrics)
+        if self.state.step == 0:
+            raise UsageError("the data ends before its first global batch; nothing was trained")
+        if self.state.step > state.step:
+            metrics.flush(announce=True)
+            self._validate(self.state.step, metrics)
+            self._save(metrics)
         return self._finish()
 
     @torch.no_grad()
@@ -244,6 +249,7 @@ class _Run:
         )
 
     def _finish(self) -> dict[str, Any]:
+        self.loader.close()
         export_model(
             self.model.decoder,
             self.output / "model",
@@ -355,5 +361,6 @@ def _quiet_collector() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.unfreeze()
         if was_enabled:
             gc.enable()
