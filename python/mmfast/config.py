@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from mmfast.errors import ConfigError
+from mmfast.files import write_text
 
 T = TypeVar("T")
 
@@ -82,11 +83,8 @@ def config_yaml(config: Any) -> str:
 
 
 def save_config(config: Any, path: Path) -> None:
-    """Writes the resolved configuration by temporary file and rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(config_yaml(config), encoding="utf-8")
-    temporary.replace(path)
+    """Writes the resolved configuration."""
+    write_text(path, config_yaml(config))
 
 
 def preset_names(package: str) -> list[str]:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmfast.errors import CorruptDataError, VocabularyMismatchError
+from mmfast.files import write_json
 
 FORMAT_VERSION = 1
 FILE_NAME = "vocabulary.json"
@@ -104,19 +105,23 @@ class Vocabulary:
         text_size: int,
         *,
         roles: Sequence[str],
-        codes: Sequence[tuple[str, int]] = (),
+        codes: Sequence[tuple[str, int] | tuple[str, int, int]] = (),
         multiple_of: int = 64,
         text_fingerprint: str = "",
     ) -> "Vocabulary":
-        """Lays out text ids, then `roles` in order, then `codes` (name, size) in order.
+        """Lays out text ids, then `roles` in order, then `codes` in order.
+
+        A code range is (name, size) or, for a tokenizer with several codebooks, (name, size, level).
 
         The size is rounded up to `multiple_of`, which keeps matrix shapes friendly to tensor cores.
         """
         special = {role: text_size + i for i, role in enumerate(roles)}
         base = text_size + len(special)
         ranges = []
-        for level, (name, size) in enumerate(codes):
-            ranges.append(CodeRange(name=name, base=base, size=size, level=level))
+        for name, size, *level in codes:
+            ranges.append(
+                CodeRange(name=name, base=base, size=size, level=level[0] if level else 0)
+            )
             base += size
         size = -(-base // multiple_of) * multiple_of
         return cls(
@@ -193,12 +198,9 @@ class Vocabulary:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def save(self, folder: Path) -> Path:
-        """Writes `vocabulary.json` into `folder` (created if needed) by temporary file and rename."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Writes `vocabulary.json` into `folder` (created if needed)."""
         path = folder / FILE_NAME
-        temporary = path.with_suffix(".json.tmp")
-        temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_json(path, self.to_dict())
         return path
 
     @classmethod

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "python" / "mmfast"
 
 # A room may import rooms of a lower rank, or its own. `__main__` modules rank with the command line.
 RANKS = [
-    {"errors", "config", "console", "registry", "distributed", "vocab", "_mmfast"},
+    {"errors", "files", "config", "console", "registry", "distributed", "vocab", "_mmfast"},
     {"data", "kernels", "sampling", "tokenizers"},
     {"objectives", "models"},
     {"train", "generate", "retrieval", "prepare"},
@@ -24,6 +24,9 @@ RANK_OF_ROOM = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms
 # Rooms of one rank that may lean on each other, named one by one.
 ALLOWED_WITHIN_RANK = {
     ("config", "errors"),
+    ("config", "files"),
+    ("files", "errors"),
+    ("vocab", "files"),
     ("registry", "errors"),
     ("vocab", "errors"),
     ("sampling", "kernels"),

@@ -65,13 +65,19 @@ def load(
     if dtype is None:
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
 
+    had_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
     try:
         network = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation=register_attention(), local_files_only=True
         )
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot load the model in {folder}: {error}") from error
+    finally:
+        if had_bars:
+            transformers_logging.enable_progress_bar()
     if network.config.vocab_size != vocabulary.size:
         raise VocabularyMismatchError(
             f"the model in {folder} has {network.config.vocab_size} ids, but its {VOCABULARY_FILE} "

@@ -155,7 +155,7 @@ struct Mapping {
 /// A published dataset.
 #[pyclass(frozen, module = "mmfast._mmfast")]
 pub(crate) struct DatasetReader {
-    dataset: Arc<IndexedDataset>,
+    pub(crate) dataset: Arc<IndexedDataset>,
     /// All ids, read-only. Sequences are slices of it.
     tokens: Py<PyUntypedArray>,
 }
@@ -199,7 +199,7 @@ impl DatasetReader {
 
     #[getter]
     fn tokens<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyUntypedArray>> {
-        run_detached(py, || self.dataset.touch(None))?;
+        run_detached(py, || self.dataset.tokens().map(|_| ()))?;
         Ok(self.tokens.bind(py).clone())
     }
 
@@ -244,8 +244,10 @@ impl DatasetReader {
         length: Option<i64>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let sequence = resolve("sequence", index, self.dataset.num_sequences()).map_err(to_py)?;
-        self.dataset.touch(Some(sequence)).map_err(to_py)?;
-        let whole = self.dataset.token_range(sequence).map_err(to_py)?;
+        let whole = self.dataset.token_range(sequence);
+        let whole = whole
+            .and_then(|tokens| self.dataset.touch(tokens))
+            .map_err(to_py)?;
         let start = part(offset, whole.len(), "offset").map_err(to_py)?;
         let rest = whole.len() - start;
         let length = length.map_or(Ok(rest), |length| part(length, rest, "length"));
@@ -393,7 +395,7 @@ fn array_over<'py>(
 }
 
 /// A Python index, which may count from the end.
-fn resolve(what: &'static str, index: i64, len: u64) -> Result<u64> {
+pub(crate) fn resolve(what: &'static str, index: i64, len: u64) -> Result<u64> {
     let found = match u64::try_from(index) {
         Ok(index) => Some(index),
         Err(_) => len.checked_sub(index.unsigned_abs()),

@@ -8,6 +8,7 @@
 
 mod append;
 mod blocks;
+mod gather;
 mod header;
 mod index;
 mod map;
@@ -24,6 +25,7 @@ mod verify;
 mod writer;
 
 pub use blocks::BLOCK_BYTES;
+pub use gather::Gather;
 pub use header::{Dtype, HEADER_BYTES, Header, MAGIC, VERSION};
 pub use map::Tokens;
 pub use merge::{merge, merge_on};

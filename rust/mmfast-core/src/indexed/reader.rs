@@ -207,16 +207,14 @@ impl IndexedDataset {
         self.view_untouched(&(0..self.bin.bytes().len() as u64))
     }
 
-    /// With [`Verify::Lazy`]: checks the blocks that hold a sequence, or all, unless they have been.
-    pub fn touch(&self, sequence: Option<u64>) -> Result<()> {
-        if self.touched.is_none() {
-            return Ok(());
-        }
-        let bytes = match sequence {
-            Some(sequence) => self.index.byte_range(sequence)?,
-            None => 0..self.index.bin_bytes(),
-        };
-        self.touch_bytes(&bytes)
+    /// Gives back a range of ids as soon as they may be read: with [`Verify::Lazy`], once the blocks
+    /// that hold them have been checked.
+    pub fn touch(&self, tokens: Range<usize>) -> Result<Range<usize>> {
+        let item_bytes = self.dtype().item_bytes() as u64;
+        let [start, end] =
+            [tokens.start, tokens.end].map(|at| (at as u64).saturating_mul(item_bytes));
+        self.touch_bytes(&(start..end))?;
+        Ok(tokens)
     }
 
     /// The ids of one sequence.
