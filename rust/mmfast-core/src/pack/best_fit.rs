@@ -27,6 +27,11 @@ impl Bins {
         self.len() == 0
     }
 
+    /// Where each bin begins among the items, then their number; and the items of all bins in turn.
+    pub fn into_parts(self) -> (Vec<usize>, Vec<usize>) {
+        (self.offsets, self.items)
+    }
+
     /// Items of a bin; empty past the last bin.
     pub fn bin(&self, index: usize) -> &[usize] {
         let bounds = self.offsets.get(index).zip(self.offsets.get(index + 1));
