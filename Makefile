@@ -115,10 +115,12 @@ bench: dist/.stamp-wheel $(VENV)-peers/.stamp-dependencies ## every benchmark be
 		--benchmark-columns=median,iqr,rounds --benchmark-json benches/results/$(BENCH_NAME).json $(BENCH_ARGS)
 
 .PHONY: peers
-peers: $(STAMP_BUILD) $(VENV)-peers/.stamp-dependencies ## datasets read and written by megatron-core, byte for byte
+peers: $(STAMP_BUILD) $(VENV)-peers/.stamp-dependencies ## datasets and sample order held against megatron-core, byte for byte
 	rm -rf out/peers
 	$(BIN)/python tests/peers/datasets.py out/peers $(PEER_PREFIXES)
 	$(VENV)-peers/bin/python tests/peers/check_megatron.py $$(ls out/peers/*.idx | sed 's/\.idx$$//') $(PEER_PREFIXES)
+	$(BIN)/python tests/peers/orders.py out/peers/order
+	$(VENV)-peers/bin/python tests/peers/check_megatron_order.py out/peers/order
 
 .PHONY: constraints
 constraints: | $(BIN)/python ## resolve the pinned environments anew

@@ -13,7 +13,10 @@ __all__ = [
     "Objective",
     "__build__",
     "__version__",
+    "gather",
+    "megatron_indices",
     "merge_datasets",
+    "pack_lengths",
 ]
 
 __version__: str
@@ -147,3 +150,24 @@ class DatasetReader:
 def merge_datasets(
     output: str | PathLike[str], prefixes: Sequence[str | PathLike[str]]
 ) -> tuple[int, int, int]: ...
+def gather(
+    reader: DatasetReader,
+    indices: npt.NDArray[np.int64],
+    *,
+    documents: bool = False,
+    out: npt.NDArray[Any] | None = None,
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]: ...
+def megatron_indices(
+    reader: DatasetReader,
+    *,
+    start: int,
+    stop: int,
+    sequence_length: int,
+    num_samples: int | None,
+    seed: int,
+    extra_token: bool,
+    drop_last: bool,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.uint32], int, bool]: ...
+def pack_lengths(
+    lengths: npt.NDArray[np.uint32], capacity: int
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]: ...

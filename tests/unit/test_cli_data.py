@@ -218,3 +218,31 @@ def test_a_missing_dataset_is_a_usage_error(run, tmp_path: Path, command: str) -
     code, _, log = run("data", command, tmp_path / "a.bin")
     assert code == 2
     assert "without .bin or .idx" in log
+
+
+def test_pack_counts_rows_fill_and_overlong_documents(run, tmp_path: Path) -> None:
+    with IndexedDatasetBuilder(tmp_path / "text") as builder:
+        for length in (6, 4, 3, 7, 12):
+            builder.add_document(range(length), [length])
+    code, output, _ = run("data", "pack", tmp_path / "text", "--capacity", 10, "--dry-run")
+    assert code == 0
+    assert "5 documents in 3 rows of 10 ids: 100.000% full" in output
+    assert "1 over-long documents (truncate), 2 ids" in output
+    arguments = ("--capacity", 10, "--dry-run", "--json", "--overlong", "drop")
+    code, output, _ = run("data", "pack", tmp_path / "text", *arguments)
+    assert code == 0
+    figures = json.loads(output)
+    assert (figures["num_bins"], figures["num_lost_tokens"], figures["fill"]) == (2, 12, 1.0)
+
+
+def test_pack_refuses_to_cut_images_and_to_do_more_than_count(run, prefix: Path) -> None:
+    code, _, log = run("data", "pack", prefix, "--capacity", 4, "--dry-run")
+    assert code == 2
+    assert "document 0 has" in log
+    assert "image" in log
+    code, _, log = run("data", "pack", prefix, "--capacity", 4)
+    assert code == 2
+    assert "--dry-run" in log
+    code, _, log = run("data", "pack", prefix.with_name("none"), "--dry-run")
+    assert code == 2
+    assert "there is no dataset" in log

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmfast import console
+from mmfast.cli import data_pack
 from mmfast.errors import CorruptDataError, UsageError
 
 if TYPE_CHECKING:
@@ -187,6 +188,9 @@ def stats(prefix: Prefix, *, as_json: AsJson = False) -> None:
         bar = "█" * -(-bin_.num_documents * HISTOGRAM_WIDTH // max(most, 1))
         span = f"{bin_.low:,}" if bin_.low == bin_.high else f"{bin_.low:,}-{bin_.high:,}"
         typer.echo(f"{span:>19} {bin_.num_documents:>12,} {bar}".rstrip())
+
+
+app.command("pack")(data_pack.pack)
 
 
 def _open(prefix: Path) -> "IndexedDataset":

@@ -19,32 +19,42 @@ if TYPE_CHECKING:
     from mmfast.data.builder import IndexedDatasetBuilder, Written, merge_datasets, optimal_dtype
     from mmfast.data.dataset import IndexedDataset, Scan
     from mmfast.data.loader import Loader, Source
+    from mmfast.data.megatron_order import MegatronOrder, MegatronSample
+    from mmfast.data.packing import Bins, pack
     from mmfast.data.segment import Segment
 
 __all__ = [
     "Batch",
+    "Bins",
     "IndexedDataset",
     "IndexedDatasetBuilder",
     "Loader",
+    "MegatronOrder",
+    "MegatronSample",
     "Scan",
     "Segment",
     "Source",
     "Written",
     "merge_datasets",
     "optimal_dtype",
+    "pack",
 ]
 
 _MODULE_OF_NAME = {
     "Batch": "mmfast.data.batch",
+    "Bins": "mmfast.data.packing",
     "IndexedDataset": "mmfast.data.dataset",
     "IndexedDatasetBuilder": "mmfast.data.builder",
     "Loader": "mmfast.data.loader",
+    "MegatronOrder": "mmfast.data.megatron_order",
+    "MegatronSample": "mmfast.data.megatron_order",
     "Scan": "mmfast.data.dataset",
     "Segment": "mmfast.data.segment",
     "Source": "mmfast.data.loader",
     "Written": "mmfast.data.builder",
     "merge_datasets": "mmfast.data.builder",
     "optimal_dtype": "mmfast.data.builder",
+    "pack": "mmfast.data.packing",
 }
 
 

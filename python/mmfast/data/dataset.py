@@ -7,12 +7,12 @@ read-only views of the mapping and keep it alive, so they may outlive the datase
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from mmfast._mmfast import DatasetReader
+from mmfast._mmfast import DatasetReader, gather
 from mmfast.data.segment import MODALITY_BITS, Segment, modality_name
 
 NUM_MODALITIES = MODALITY_BITS + 1
@@ -54,6 +54,11 @@ class IndexedDataset:
         self.prefix = Path(prefix).absolute()
         self._reader = DatasetReader(self.prefix)
 
+    @property
+    def reader(self) -> DatasetReader:
+        """The native reader, for native calls over the dataset."""
+        return self._reader
+
     def __len__(self) -> int:
         return self._reader.num_sequences
 
@@ -77,6 +82,40 @@ class IndexedDataset:
             IndexError: no such sequence, or a part that reaches past its end.
         """
         return self._reader.sequence(index, offset, length)
+
+    def read(
+        self,
+        indices: npt.ArrayLike,
+        *,
+        unit: Literal["sequence", "document"] = "sequence",
+        out: npt.NDArray[Any] | None = None,
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """Copies many sequences, or whole documents, in one native call without the GIL.
+
+        Args:
+            indices: whole numbers `[N]` in any order, repeated or not; negative ones count from the end.
+            unit: what they count; a document's sequences come one after another.
+            out: where to put the ids: a writable, contiguous array `[>= num_ids]` of the dataset's
+                dtype. A new array by default.
+
+        Returns:
+            The ids back to back, `[num_ids]` (the beginning of `out` if that is given), and int64
+            `[N + 1]`: item i is `ids[offsets[i]:offsets[i + 1]]`.
+
+        Raises:
+            IndexError: no such sequence or document.
+            ValueError: indices that are no whole numbers, or an `out` that cannot take the ids.
+        """
+        if unit not in ("sequence", "document"):
+            raise ValueError(f"unit is 'sequence' or 'document', found {unit!r}")
+        wanted = np.asarray(indices)
+        if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
+            raise ValueError(
+                f"indices must be whole numbers in one dimension, found {wanted.dtype} {wanted.shape}"
+            )
+        wanted = np.ascontiguousarray(wanted, dtype=np.int64)
+        ids, offsets = gather(self._reader, wanted, documents=unit == "document", out=out)
+        return ids[: offsets[-1]], offsets
 
     def mode(self, index: int) -> int:
         """Mode byte of a sequence; 0 in a file without modes."""

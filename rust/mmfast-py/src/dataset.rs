@@ -137,7 +137,7 @@ struct Mapping {
 /// A published dataset.
 #[pyclass(frozen, module = "mmfast._mmfast")]
 pub(crate) struct DatasetReader {
-    dataset: Arc<IndexedDataset>,
+    pub(crate) dataset: Arc<IndexedDataset>,
     /// All ids, read-only. Sequences are slices of it.
     tokens: Py<PyUntypedArray>,
 }
@@ -343,7 +343,7 @@ fn array_over<'py>(
 }
 
 /// A Python index, which may count from the end.
-fn resolve(what: &'static str, index: i64, len: u64) -> Result<u64> {
+pub(crate) fn resolve(what: &'static str, index: i64, len: u64) -> Result<u64> {
     let found = match u64::try_from(index) {
         Ok(index) => Some(index),
         Err(_) => len.checked_sub(index.unsigned_abs()),

@@ -6,6 +6,7 @@
 //! documents that live in memory.
 
 mod append;
+mod gather;
 mod header;
 mod index;
 mod map;
@@ -17,6 +18,7 @@ mod scan;
 mod source;
 mod writer;
 
+pub use gather::Gather;
 pub use header::{Dtype, HEADER_BYTES, Header, MAGIC, VERSION};
 pub use map::Tokens;
 pub use merge::{merge, merge_on};
