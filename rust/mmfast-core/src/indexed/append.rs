@@ -14,7 +14,7 @@ use crate::vfs::{File, Vfs};
 /// Bytes gathered before they are written.
 const BUFFER_BYTES: usize = 4 << 20;
 /// Bytes digested and then written at once: small enough to stay in the cache between the two.
-const PIECE_BYTES: usize = 1 << 20;
+const PIECE_BYTES: usize = 1 << 18;
 
 /// Something computed over all bytes of a file as they are written.
 pub(super) trait Digest {
