@@ -8,6 +8,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -232,3 +233,40 @@ def test_readme_examples_run(
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
     assert "print" not in code or capsys.readouterr().out
+
+
+def shell_commands(path: Path) -> list[list[str]]:
+    """The commands of the first indented-by-nothing block that names a folder of one's own."""
+    block = next(
+        b
+        for b in re.findall(r"```\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        if "photos/" in b
+    )
+    return [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
+
+
+def test_readme_commands_run_on_a_folder_of_photographs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Word for word but for the number of steps and processes."""
+    from skimage import data
+
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    photograph = data.astronaut()
+    records = []
+    for i in range(12):
+        name = f"part-{i}.jpg"
+        Image.fromarray(photograph[32 * i : 32 * i + 96, 64:192]).save(f"photos/{name}")
+        records.append({"image": name, "caption": f"part {i} of a photograph of an astronaut"})
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    Path("photos/captions.jsonl").write_text(lines, encoding="utf-8")
+    shorter = {"train-image": ["--steps", "3"], "mmfast.train": ["train.steps=2"]}
+    for command in shell_commands(REPOSITORY / "README.md"):
+        more = [word for name, words in shorter.items() if name in command for word in words]
+        if command[0] == "torchrun":
+            two_processes(*command[command.index("-m") + 1 :], *more)
+        else:
+            mmfast_command(*command[1:], *more)
+    with Image.open("pictures/00000.png") as picture:
+        assert picture.size == (64, 64)
