@@ -13,7 +13,10 @@ __all__ = [
     "Objective",
     "__build__",
     "__version__",
+    "gather",
+    "megatron_indices",
     "merge_datasets",
+    "pack_lengths",
 ]
 
 __version__: str
@@ -100,7 +103,14 @@ class BatchLoader:
 @final
 class DatasetWriter:
     def __new__(
-        cls, /, prefix: str | PathLike[str], dtype: str, multimodal: bool
+        cls,
+        /,
+        prefix: str | PathLike[str],
+        dtype: str,
+        multimodal: bool,
+        *,
+        vocabulary_fingerprint: str | None = None,
+        provenance: str | None = None,
     ) -> DatasetWriter: ...
     def add_sequence(self, /, ids: npt.NDArray[Any], mode: int) -> None: ...
     def end_document(self, /) -> None: ...
@@ -119,7 +129,7 @@ class DatasetWriter:
 
 @final
 class DatasetReader:
-    def __new__(cls, /, prefix: str | PathLike[str]) -> DatasetReader: ...
+    def __new__(cls, /, prefix: str | PathLike[str], verify: str) -> DatasetReader: ...
     @property
     def num_documents(self, /) -> int: ...
     @property
@@ -132,6 +142,12 @@ class DatasetReader:
     def multimodal(self, /) -> bool: ...
     @property
     def tokens(self, /) -> npt.NDArray[Any]: ...
+    @property
+    def sidecar(self, /) -> tuple[int, str, str | None, str, int] | None: ...
+    def verify(self, /, level: str) -> None: ...
+    def damaged_blocks(
+        self, /, start: int, stop: int
+    ) -> list[tuple[int, tuple[int, int], tuple[int, int], str]]: ...
     def fingerprint(self, /) -> int: ...
     def sequence(
         self, /, index: int, offset: int = 0, length: int | None = None
@@ -148,3 +164,24 @@ class DatasetReader:
 def merge_datasets(
     output: str | PathLike[str], prefixes: Sequence[str | PathLike[str]]
 ) -> tuple[int, int, int]: ...
+def gather(
+    reader: DatasetReader,
+    indices: npt.NDArray[np.int64],
+    *,
+    documents: bool = False,
+    out: npt.NDArray[Any] | None = None,
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]: ...
+def megatron_indices(
+    reader: DatasetReader,
+    *,
+    start: int,
+    stop: int,
+    sequence_length: int,
+    num_samples: int | None,
+    seed: int,
+    extra_token: bool,
+    drop_last: bool,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.uint32], int, bool]: ...
+def pack_lengths(
+    lengths: npt.NDArray[np.uint32], capacity: int
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]: ...

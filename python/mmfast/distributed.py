@@ -8,6 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
+from mmfast.errors import UsageError
+
+# For jobs in which one rank may work for days while the others wait.
+WORK_TIMEOUT = timedelta(days=30)
+DEVICES = ("auto", "cpu", "cuda")
+
 
 def rank() -> int:
     """This process's rank as `torchrun` set it, 0 without it."""
@@ -22,6 +28,30 @@ def world_size() -> int:
 def local_rank() -> int:
     """This process's rank on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def resolve_device(name: str) -> str:
+    """`auto`, `cpu` or `cuda` to the device of this process: `cpu`, or `cuda:N` with N its local rank.
+
+    `auto` takes CUDA where there is some.
+
+    Raises:
+        UsageError: another name, or `cuda` on a machine without as many CUDA devices as processes.
+    """
+    import torch
+
+    if name not in DEVICES:
+        raise UsageError(f"--device is {name!r}; it must be auto, cpu or cuda")
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise UsageError("--device cuda: this machine has no CUDA device; use cpu or auto")
+    if local_rank() >= torch.cuda.device_count():
+        raise UsageError(
+            f"local process {local_rank()} has no CUDA device of its own: this machine has "
+            f"{torch.cuda.device_count()}; start as many processes, or use --device cpu"
+        )
+    return f"cuda:{local_rank()}"
 
 
 @contextmanager

@@ -159,7 +159,7 @@ def test_archive_members_are_read_in_place_whatever_their_names(tmp_path: Path) 
             ".hidden": b"",
         },
     )
-    source = source_of(tars=str(path))
+    source = source_of(tars=path)
     assert len(source) == 4
     assert [source.sample(i).captions for i in range(2)] == [["one"], ["two"]]
     assert reason_of(source, 2) == "caption_missing"
@@ -173,14 +173,14 @@ def test_an_archive_that_ends_too_early_gives_its_whole_records(tmp_path: Path) 
     content = path.read_bytes()
     # A member takes a header of 512 bytes and its content rounded up to 1,024.
     path.write_bytes(content[: 1536 * 5 + 700])
-    source = source_of(tars=str(tmp_path))
+    source = source_of(tars=tmp_path)
     assert len(source) == 4
     assert [source.sample(record).captions for record in range(2)] == [["x" * 600]] * 2
     assert [reason_of(source, record) for record in (2, 3)] == ["tar_broken", "tar_broken"]
     path.write_bytes(b"no archive at all" * 100)
-    assert reason_of(source_of(tars=str(tmp_path)), 0) == "tar_broken"
+    assert reason_of(source_of(tars=tmp_path), 0) == "tar_broken"
     with pytest.raises(UsageError, match=r"no \.tar file"):
-        source_of(tars=str(tmp_path / "absent"))
+        source_of(tars=tmp_path / "absent")
 
 
 def test_captions_are_text_or_lists_of_text() -> None:

@@ -138,9 +138,16 @@ def test_verify_accepts_sound_data_and_ends_with_3_on_any_damage(run, prefix: Pa
     assert "cut short" in log
 
     prefix.with_suffix(".bin").write_bytes(b"\xff\xff\xff\x0f" + whole[4:])
-    code, _, log = run("data", "verify", prefix)
-    assert code == 3
-    assert "position 0 of sequence 0 (document 0)" in log
+    for level in ([], ["--level", "full"], ["--level", "lazy"]):
+        code, output, log = run("data", "verify", prefix, *level)
+        assert (code, output) == (3, "")
+        assert "1 of 1 blocks are damaged" in log
+        assert f"block 0 (bytes 0..{len(whole)})" in log
+        assert "documents 0 to 1" in log
+    for level in ("none", "index"):
+        code, _, log = run("data", "verify", prefix, "--level", level)
+        assert code == 3
+        assert "position 0 of sequence 0 (document 0)" in log
 
     prefix.with_suffix(".bin").write_bytes(whole)
     idx = prefix.with_suffix(".idx").read_bytes()
@@ -148,6 +155,25 @@ def test_verify_accepts_sound_data_and_ends_with_3_on_any_damage(run, prefix: Pa
     code, _, log = run("data", "verify", prefix)
     assert code == 3
     assert "magic" in log
+
+
+def test_verify_without_sidecar_says_that_there_are_no_checksums(run, prefix: Path) -> None:
+    prefix.with_suffix(".mmf").unlink()
+    code, output, log = run("data", "verify", prefix)
+    assert code == 0
+    assert "sound" in output
+    assert "no checksums to compare" in log
+    code, _, log = run("data", "verify", prefix, "--level", "full")
+    assert code == 2
+    assert "no checksums to compare" in log
+
+
+def test_verify_refuses_a_vocabulary_that_the_data_was_not_written_with(run, prefix: Path) -> None:
+    with IndexedDatasetBuilder(prefix, vocabulary_fingerprint="0123") as builder:
+        builder.add_document([1], [1])
+    code, _, log = run("data", "verify", prefix)
+    assert code == 1
+    assert "was written with the vocabulary 0123" in log
 
 
 def test_verify_uses_the_vocabulary_it_is_given(run, prefix: Path, tmp_path: Path) -> None:
@@ -218,3 +244,31 @@ def test_a_missing_dataset_is_a_usage_error(run, tmp_path: Path, command: str) -
     code, _, log = run("data", command, tmp_path / "a.bin")
     assert code == 2
     assert "without .bin or .idx" in log
+
+
+def test_pack_counts_rows_fill_and_overlong_documents(run, tmp_path: Path) -> None:
+    with IndexedDatasetBuilder(tmp_path / "text") as builder:
+        for length in (6, 4, 3, 7, 12):
+            builder.add_document(range(length), [length])
+    code, output, _ = run("data", "pack", tmp_path / "text", "--capacity", 10, "--dry-run")
+    assert code == 0
+    assert "5 documents in 3 rows of 10 ids: 100.000% full" in output
+    assert "1 over-long documents (truncate), 2 ids" in output
+    arguments = ("--capacity", 10, "--dry-run", "--json", "--overlong", "drop")
+    code, output, _ = run("data", "pack", tmp_path / "text", *arguments)
+    assert code == 0
+    figures = json.loads(output)
+    assert (figures["num_bins"], figures["num_lost_tokens"], figures["fill"]) == (2, 12, 1.0)
+
+
+def test_pack_refuses_to_cut_images_and_to_do_more_than_count(run, prefix: Path) -> None:
+    code, _, log = run("data", "pack", prefix, "--capacity", 4, "--dry-run")
+    assert code == 2
+    assert "document 0 has" in log
+    assert "image" in log
+    code, _, log = run("data", "pack", prefix, "--capacity", 4)
+    assert code == 2
+    assert "--dry-run" in log
+    code, _, log = run("data", "pack", prefix.with_name("none"), "--dry-run")
+    assert code == 2
+    assert "there is no dataset" in log

@@ -28,6 +28,7 @@ ALLOWED_WITHIN_RANK = {
     ("files", "errors"),
     ("vocab", "files"),
     ("registry", "errors"),
+    ("distributed", "errors"),
     ("vocab", "errors"),
     ("sampling", "kernels"),
 }

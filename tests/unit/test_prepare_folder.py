@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,9 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from mmfast.cli import run_verb
 from mmfast.cli.prepare import app
-from mmfast.data import IndexedDataset
+from mmfast.data import IndexedDataset, IndexedDatasetBuilder
 from mmfast.errors import MmfastError, UsageError, VocabularyMismatchError
 from mmfast.prepare.job import run_job
 from mmfast.prepare.options import JobOptions
@@ -127,6 +129,7 @@ def test_the_folder_describes_itself(raw: Path, tmp_path: Path) -> None:
         "layout": "documents",
         "grid": [2, 2],
         "image_size": 8,
+        "resize": "center-crop",
         "image_tokenizer": {
             "path": str(raw / "image-tokenizer"),
             "fingerprint": tokenizer.fingerprint,
@@ -134,6 +137,7 @@ def test_the_folder_describes_itself(raw: Path, tmp_path: Path) -> None:
     }
     assert json.loads((tmp_path / "train.prepare.json").read_text()) == report
     assert report["status"] == "complete"
+    assert report["plan"]["resize"] == "center-crop"
     assert report["tokens"] == sum(len(ids) for ids in IndexedDataset(tmp_path / "train"))
     assert not (tmp_path / "train.shards").exists()
 
@@ -188,7 +192,7 @@ def test_every_source_gives_the_same_documents(raw: Path, tmp_path: Path) -> Non
         "array": {"captions": array},
         "mapping": {"captions": mapping},
         "beside": {"images": beside, "captions": None},
-        "tars": {"images": None, "captions": None, "tars": str(tars)},
+        "tars": {"images": None, "captions": None, "tars": tars},
     }
     for name, changes in sources.items():
         prepare(raw, tmp_path / name / "train", **changes)
@@ -320,6 +324,95 @@ def test_another_plan_is_refused_unless_it_may_replace(raw: Path, tmp_path: Path
     assert IndexedDataset(tmp_path / "train").num_documents == replaced["documents"] == 20
 
 
+def test_overwrite_starts_over_even_with_the_same_plan(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(raw, tmp_path / "train")
+    preparation = DiesAt(options_for(raw))
+    preparation.seen = []
+    run_job("folder", preparation, JobOptions(output=tmp_path / "train"))
+    assert preparation.seen == []
+    assert "--overwrite" in capsys.readouterr().err
+    job = JobOptions(output=tmp_path / "train", shard_records=5, overwrite=True)
+    preparation.record = 5
+    with pytest.raises(KeyboardInterrupt):
+        run_job("folder", preparation, job)
+    preparation.record, preparation.seen = None, []
+    run_job("folder", preparation, job)
+    assert preparation.seen == [range(5), range(5, 10)]
+
+
+@pytest.mark.parametrize("kind", ["captions", "image", "beside", "tar"])
+def test_a_dataset_whose_files_have_changed_is_no_longer_up_to_date(
+    raw: Path, tmp_path: Path, kind: str
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8), dtype=np.uint8)
+    for i in range(2):
+        Image.fromarray(pixels[i]).save(images / f"{i}.bmp")
+        (images / f"{i}.txt").write_text("one")
+    lines: Lines = [{"image": f"{i}.bmp", "caption": "one"} for i in range(2)]
+    captions = write_jsonl(tmp_path / "captions.jsonl", lines)
+    tar = tmp_path / "a.tar"
+    with tarfile.open(tar, "w") as archive:
+        for path in sorted(images.iterdir()):
+            add_member(archive, path.name, path.read_bytes())
+    source: dict[str, Any] = {"images": images, "captions": captions}
+    if kind == "beside":
+        source = {"images": images, "captions": None}
+    elif kind == "tar":
+        source = {"images": None, "captions": None, "tars": tar}
+    prefix = tmp_path / "data" / "train"
+    prepare(raw, prefix, **source)
+    before = prefix.with_suffix(".bin").read_bytes()
+    # Sizes stay as they were; a coarse clock of the file system must not hide the change.
+    changed = {"captions": captions, "image": images / "1.bmp", "beside": images / "1.txt"}
+    path = changed.get(kind, tar)
+    old = path.read_bytes()
+    path.write_bytes(old.replace(b"one", b"two") if b"one" in old else old[:-64] + bytes(64))
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000_000))
+    with pytest.raises(UsageError, match="--overwrite"):
+        prepare(raw, prefix, **source)
+    prepare(raw, prefix, **source, job={"overwrite": True})
+    assert prefix.with_suffix(".bin").read_bytes() != before
+
+
+def test_old_ids_never_stand_beside_a_new_vocabulary(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(raw, tmp_path / "train")
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patches:
+        patches.setattr(IndexedDatasetBuilder, "add_index", die)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(raw, tmp_path / "train", copies=2, augment="affine", job={"overwrite": True})
+        assert IndexedDataset(tmp_path / "train").num_documents == NUM_IMAGES
+        with pytest.raises(KeyboardInterrupt):
+            prepare(raw, tmp_path / "train", num_sentinels=5, job={"overwrite": True})
+    assert "mask_4" in Vocabulary.load(tmp_path)
+    with pytest.raises(OSError, match=r"train\.idx"):
+        IndexedDataset(tmp_path / "train")
+
+
+def test_threads_are_the_jobs_and_only_while_it_runs(raw: Path, tmp_path: Path) -> None:
+    class Counts(FolderPreparation):
+        def documents(self, records: range, skip: Skip) -> Iterator[Document]:
+            seen.append(torch.get_num_threads())
+            yield from super().documents(records, skip)
+
+    seen: list[int] = []
+    before = torch.get_num_threads()
+    preparation = Counts(options_for(raw))
+    assert torch.get_num_threads() == before
+    job = JobOptions(output=tmp_path / "train", threads=before + 1)
+    assert run_job("folder", preparation, job)["threads"] == before + 1
+    assert (seen, torch.get_num_threads()) == ([before + 1], before)
+
+
 def test_datasets_of_one_folder_must_agree(raw: Path, tmp_path: Path) -> None:
     prepare(raw, tmp_path / "train")
     prepare(raw, tmp_path / "validation", seed=1)
@@ -356,6 +449,30 @@ def test_bad_records_are_counted_and_the_report_adds_up(raw: Path, tmp_path: Pat
     assert captions_in(tmp_path / "train") == [CAPTION.format(i) for i in (0, 1, 3, 4, 6, 8, 9)]
 
 
+def test_the_command_bears_a_broken_line_and_reports_it(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (raw / "captions.jsonl").read_text().splitlines()
+    lines[3] = '{"image": "3.png", "caption": '
+    captions = tmp_path / "captions.jsonl"
+    captions.write_text("\n".join(lines) + "\n")
+    arguments = ["folder", "--images", raw / "images", "--captions", captions]
+    arguments += ["--image-tokenizer", raw / "image-tokenizer", "--max-bad-fraction", "0.1"]
+    arguments += [
+        "--text-tokenizer",
+        raw / "tokenizer.json",
+        "--output",
+        tmp_path / "data" / "train",
+    ]
+    with pytest.raises(SystemExit) as ended:
+        run_verb("prepare", [str(argument) for argument in arguments])
+    assert ended.value.code == 0
+    assert "skipped 1: record_broken" in capsys.readouterr().out
+    report = json.loads((tmp_path / "data" / "train.prepare.json").read_text())
+    assert (report["skipped"], report["documents"]) == ({"record_broken": 1}, NUM_IMAGES - 1)
+    assert "captions.jsonl:4" in report["examples"]["record_broken"][0]
+
+
 def test_too_many_bad_records_fail_with_a_report_and_keep_the_shards(
     raw: Path, tmp_path: Path
 ) -> None:
@@ -373,8 +490,9 @@ def test_too_many_bad_records_fail_with_a_report_and_keep_the_shards(
 
 def test_an_input_of_bad_records_only_fails(raw: Path, tmp_path: Path) -> None:
     captions = write_jsonl(tmp_path / "captions.jsonl", [{"image": "absent.png", "caption": "x"}])
-    with pytest.raises(MmfastError, match="1 of 1"):
+    with pytest.raises(MmfastError, match="no record can be used: 1 of 1") as caught:
         prepare(raw, tmp_path / "train", captions=captions, job={"max_bad_fraction": 1.0})
+    assert "--max-bad-fraction" not in str(caught.value)
     empty = write_jsonl(tmp_path / "empty.jsonl", [])
     with pytest.raises(UsageError, match="no records"):
         prepare(raw, tmp_path / "train", captions=empty)
@@ -384,7 +502,7 @@ def test_an_input_of_bad_records_only_fails(raw: Path, tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"images": None}, "either --images or --tars"),
-        ({"tars": "x.tar"}, "either --images or --tars"),
+        ({"tars": Path("x.tar")}, "either --images or --tars"),
         ({"copies": 0}, "--copies must be 1 or more"),
         ({"augment": "affine"}, "--copies 2 or more"),
         ({"copies": 2}, "would repeat the same documents"),

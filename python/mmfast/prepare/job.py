@@ -1,12 +1,13 @@
 """Runs a recipe over its input with any number of processes, to one dataset.
 
-The bytes written do not depend on the number of processes. The input is cut into shards of a fixed number of records. Rank r of R writes shards r, r+R, …, each a
-small dataset of its own with a JSON file of counts beside it. When all are there, rank 0 joins them in
-input order and publishes the dataset, its `.idx` last. A shard is finished when its JSON file exists,
-so a job that was killed goes on where it stopped.
+The bytes written do not depend on the number of processes. The input is cut into shards of a fixed
+number of records. Rank r of R writes shards r, r+R, …, each a small dataset of its own with a JSON file
+of counts beside it. When all are there, rank 0 joins them in input order and publishes the dataset, its
+`.idx` last. A shard is finished when its JSON file exists, so a job that was killed goes on where it
+stopped; `overwrite` starts over.
 
     <prefix>.shards/plan.json           what is being prepared; a shard of another plan is never used
-    <prefix>.shards/00000.bin .idx      documents of records 0..1023
+    <prefix>.shards/00000.bin .idx .mmf documents of records 0..1023
     <prefix>.shards/00000.json          its counts: the commit marker
     <prefix>.prepare.json               the report, of failed jobs as well
 """
@@ -18,38 +19,48 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
-from datetime import timedelta
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mmfast.console import log, progress
 from mmfast.data import IndexedDatasetBuilder
-from mmfast.distributed import barrier, process_group, rank, world_size
-from mmfast.errors import BadRecordError, InternalError, MmfastError, UsageError
+from mmfast.distributed import WORK_TIMEOUT, barrier, process_group, rank, world_size
+from mmfast.errors import (
+    BadRecordError,
+    CorruptDataError,
+    InternalError,
+    MmfastError,
+    UsageError,
+)
+from mmfast.files import read_json_object, sync_folder, write_json
 from mmfast.prepare.options import JobOptions
 from mmfast.prepare.protocol import Document, Preparation
+from mmfast.vocab import FILE_NAME as VOCABULARY_FILE
+from mmfast.vocab import Vocabulary
 
 FORMAT_VERSION = 1
 DTYPE = "int32"
-# The last rank may work for days on its share while the first one waits.
-BARRIER_TIMEOUT = timedelta(days=30)
 
 
 def describe_job(preparation: Preparation, options: JobOptions) -> dict[str, Any]:
     """What `run_job` would do, as JSON."""
     num_shards = _num_shards(preparation, options)
-    done = sum(
-        _finished_shard(options, shard, _fingerprint(preparation, options)) is not None
-        for shard in range(num_shards)
-    )
+    fingerprint = _fingerprint(preparation, options)
+    done = 0
+    if not options.overwrite:
+        shards = range(num_shards)
+        done = sum(_finished_shard(options, shard, fingerprint) is not None for shard in shards)
     return {
         "output": str(options.output),
         "records": preparation.num_records,
         "shards": num_shards,
         "shards_done": done,
         "processes": world_size(),
+        "threads": options.threads,
         "plan": preparation.plan(),
     }
 
@@ -57,24 +68,27 @@ def describe_job(preparation: Preparation, options: JobOptions) -> dict[str, Any
 def run_job(recipe: str, preparation: Preparation, options: JobOptions) -> dict[str, Any] | None:
     """Prepares the dataset; returns the report on rank 0 and None elsewhere.
 
-    A dataset that is already there for the same plan is left as it is.
+    A dataset that is already there for the same plan is left as it is, unless `overwrite` is set.
 
     Raises:
         UsageError: the output exists for another plan and `overwrite` is not set, or no records.
-        MmfastError: too many bad records; the report is written, shards are kept, and the same
+        MmfastError: no document, or too many bad records; the report is written, shards are kept, and the same
             command with a larger `--max-bad-fraction` needs no second pass.
     """
     if preparation.num_records == 0:
         raise UsageError("the input holds no records")
     started = time.monotonic()
     fingerprint = _fingerprint(preparation, options)
-    finished = _finished_report(options, fingerprint)
+    finished = None if options.overwrite else _finished_report(options, fingerprint)
     if finished is not None:
-        log(f"{options.output} is already prepared by the same plan; nothing to do")
+        log(
+            f"{options.output} is already prepared by the same plan from the same files; nothing to "
+            "do (--overwrite prepares it anew)"
+        )
         if rank() == 0 and options.shards_folder.exists():
             shutil.rmtree(options.shards_folder)
         return finished if rank() == 0 else None
-    with process_group(timeout=BARRIER_TIMEOUT):
+    with process_group(timeout=WORK_TIMEOUT), _torch_threads(options.threads):
         if rank() == 0:
             _enter_shards_folder(preparation, options, fingerprint)
         barrier()
@@ -84,13 +98,30 @@ def run_job(recipe: str, preparation: Preparation, options: JobOptions) -> dict[
         return None
     report = _join_shards(recipe, preparation, options, fingerprint, started=started)
     if report["status"] == "failed":
-        raise MmfastError(
-            f"{report['num_skipped']} of {report['records']} records are bad "
-            f"({_reasons(report['skipped'])}), more than --max-bad-fraction {options.max_bad_fraction}; "
-            f"examples are in {options.report_path}. Repair the input, or raise the limit: finished "
-            "shards are kept"
-        )
+        raise MmfastError(_failure(report, options))
     return report
+
+
+def _failure(report: dict[str, Any], options: JobOptions) -> str:
+    num_bad, records = report["num_skipped"], report["records"]
+    bad = f"{num_bad} of {records} records are bad ({_reasons(report['skipped'])})"
+    if report["documents"] == 0 and num_bad == records:
+        return f"no record can be used: {bad}; examples are in {options.report_path}"
+    return (
+        f"{bad}, more than --max-bad-fraction {options.max_bad_fraction}; examples are in "
+        f"{options.report_path}. Repair the input, or raise the limit: finished shards are kept"
+    )
+
+
+@contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    """A number of CPU threads for the block's duration; a caller's own number comes back after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclasses.dataclass
@@ -118,7 +149,7 @@ def _enter_shards_folder(preparation: Preparation, options: JobOptions, fingerpr
     """Makes the folder for this plan; what another plan left is an error unless it may be replaced."""
     folder = options.shards_folder
     plan_path = folder / "plan.json"
-    is_ours = _read_json(plan_path).get("fingerprint") == fingerprint
+    is_ours = _read_ours(plan_path).get("fingerprint") == fingerprint and not options.overwrite
     if not is_ours and not options.overwrite:
         for path in (options.index_path, plan_path):
             if path.exists():
@@ -133,7 +164,7 @@ def _enter_shards_folder(preparation: Preparation, options: JobOptions, fingerpr
     if others or not options.overwrite:
         preparation.check_folder(options.output.parent)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(plan_path, {"fingerprint": fingerprint, "plan": preparation.plan()})
+    write_json(plan_path, {"fingerprint": fingerprint, "plan": preparation.plan()})
 
 
 def _write_shards(preparation: Preparation, options: JobOptions, fingerprint: str) -> None:
@@ -161,7 +192,7 @@ def _write_shards(preparation: Preparation, options: JobOptions, fingerprint: st
                     "tokens": tally.tokens,
                     "seconds": round(time.monotonic() - started, 3),
                 }
-                _write_json(_shard_path(options, shard, ".json"), done)
+                write_json(_shard_path(options, shard, ".json"), done)
             num_bad += sum(done["skipped"].values())
             job.advance(len(records), skipped=num_bad)
             if num_bad > most_bad:
@@ -240,6 +271,7 @@ def _join_shards(
         "tokens": sum(done["tokens"] for _, done in shards),
         "shards": num_shards,
         "processes": world_size(),
+        "threads": options.threads,
         "process_seconds": round(sum(done["seconds"] for _, done in shards), 3),
         "plan": preparation.plan(),
     }
@@ -248,9 +280,16 @@ def _join_shards(
         return report
     # Without a report a dataset counts as unfinished, so the report goes before it and comes after it.
     options.report_path.unlink(missing_ok=True)
-    preparation.publish(options.output.parent)
+    _retire_old_dataset(preparation, options)
+    folder = options.output.parent
+    preparation.publish(folder)
+    has_vocabulary = (folder / VOCABULARY_FILE).exists()
     with IndexedDatasetBuilder(
-        options.output, dtype=DTYPE, multimodal=preparation.multimodal
+        options.output,
+        dtype=DTYPE,
+        multimodal=preparation.multimodal,
+        vocabulary_fingerprint=Vocabulary.load(folder).fingerprint if has_vocabulary else None,
+        provenance={"recipe": recipe, "plan": _fingerprint(preparation, options)},
     ) as builder:
         for shard, done in shards:
             if done["documents"]:
@@ -261,11 +300,25 @@ def _join_shards(
     return report
 
 
+def _retire_old_dataset(preparation: Preparation, options: JobOptions) -> None:
+    """An old dataset of another vocabulary or recipe goes before the files that would misname its ids.
+
+    Without its `.idx` it does not open, so that nobody meets old ids beside the new vocabulary,
+    wherever the job is killed from here on.
+    """
+    folder = options.output.parent
+    try:
+        preparation.check_folder(folder)
+    except MmfastError:
+        options.index_path.unlink(missing_ok=True)
+        sync_folder(folder)
+
+
 def _write_report(options: JobOptions, report: dict[str, Any], *, started: float) -> None:
     seconds = time.monotonic() - started
     report["seconds"] = round(seconds, 3)
     report["records_per_sec"] = round(report["records"] / max(seconds, 1e-9), 1)
-    _write_json(options.report_path, report)
+    write_json(options.report_path, report)
 
 
 def _num_shards(preparation: Preparation, options: JobOptions) -> int:
@@ -286,19 +339,24 @@ def _shard_path(options: JobOptions, shard: int, suffix: str) -> Path:
 
 
 def _fingerprint(preparation: Preparation, options: JobOptions) -> str:
-    identity = {"plan": preparation.plan(), "shard_records": options.shard_records, "dtype": DTYPE}
+    identity = {
+        "plan": preparation.plan(),
+        "shard_records": options.shard_records,
+        "threads": options.threads,
+        "dtype": DTYPE,
+    }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _finished_shard(options: JobOptions, shard: int, fingerprint: str) -> dict[str, Any] | None:
-    done = _read_json(_shard_path(options, shard, ".json"))
+    done = _read_ours(_shard_path(options, shard, ".json"))
     return done if done.get("fingerprint") == fingerprint else None
 
 
 def _finished_report(options: JobOptions, fingerprint: str) -> dict[str, Any] | None:
     if not options.index_path.exists():
         return None
-    report = _read_json(options.report_path)
+    report = _read_ours(options.report_path)
     same = report.get("fingerprint") == fingerprint and report.get("status") == "complete"
     return report if same else None
 
@@ -312,16 +370,9 @@ def _reasons(skipped: dict[str, int]) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in skipped.items())
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_ours(path: Path) -> dict[str, Any]:
     """The object in a file of ours; empty if it is missing or torn, which means not finished."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
+        return read_json_object(path)
+    except (FileNotFoundError, CorruptDataError):
         return {}
-    return document if isinstance(document, dict) else {}
-
-
-def _write_json(path: Path, document: dict[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)

@@ -8,7 +8,7 @@ from mmfast.errors import UsageError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JobOptions:
-    """How to run, apart from what to prepare; none of it but `shard_records` can change a byte."""
+    """How to run, apart from what to prepare; none of it but `threads` can change a byte."""
 
     output: Path = dataclasses.field(
         metadata={"help": "Prefix of the dataset: OUTPUT.bin and OUTPUT.idx are written."}
@@ -22,15 +22,22 @@ class JobOptions:
     num_examples: int = dataclasses.field(
         default=5, metadata={"help": "Bad records described in the report, per reason."}
     )
+    threads: int = dataclasses.field(
+        default=1,
+        metadata={"help": "CPU threads per process; part of the plan, since it can move a code."},
+    )
     overwrite: bool = dataclasses.field(
-        default=False, metadata={"help": "Replace a dataset or shards of another plan."}
+        default=False,
+        metadata={"help": "Start over, and replace the dataset and shards that are there."},
     )
 
     def __post_init__(self) -> None:
         if not self.output.name or str(self.output).endswith("/") or self.output.is_dir():
             raise UsageError(f"--output must be FOLDER/NAME, not the folder {self.output}")
-        if self.shard_records < 1 or self.num_examples < 0:
-            raise UsageError("--shard-records must be 1 or more, --num-examples 0 or more")
+        if self.shard_records < 1 or self.threads < 1 or self.num_examples < 0:
+            raise UsageError(
+                "--shard-records and --threads must be 1 or more, --num-examples 0 or more"
+            )
         if not 0 <= self.max_bad_fraction <= 1:
             raise UsageError("--max-bad-fraction must lie between 0 and 1")
 

@@ -241,6 +241,11 @@ class FsqImageTokenizer(nn.Module):
         return self.config.image_height, self.config.image_width
 
     @property
+    def resize(self) -> str:
+        """How `preprocess` brings an image to size."""
+        return self.config.resize
+
+    @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of configuration and weights, computed once: treat it as frozen."""
         if self._fingerprint is None:

@@ -29,6 +29,7 @@ class ImageTokenizer(Protocol):
         downsample: pixels per code along each side; H and W must be multiples of it.
         channels: 1 for grey, 3 for RGB.
         image_size: (H, W) it was trained at, the default size for preparing data.
+        resize: how `preprocess` brings an image to size, e.g. `center-crop`.
         fingerprint: 16 hexadecimal digits of weights and configuration.
     """
 
@@ -51,6 +52,10 @@ class ImageTokenizer(Protocol):
     @property
     def image_size(self) -> tuple[int, int]:
         """(H, W)."""
+
+    @property
+    def resize(self) -> str:
+        """Resize policy."""
 
     @property
     def fingerprint(self) -> str:

@@ -2,9 +2,11 @@
 
 mod dataset;
 mod error;
+mod gather;
 mod gil;
 mod loader;
 mod objective;
+mod order;
 
 use pyo3::prelude::*;
 
@@ -15,9 +17,13 @@ mod _mmfast {
     #[pymodule_export]
     use super::dataset::{DatasetReader, DatasetWriter, merge_datasets};
     #[pymodule_export]
+    use super::gather::gather;
+    #[pymodule_export]
     use super::loader::BatchLoader;
     #[pymodule_export]
     use super::objective::Objective;
+    #[pymodule_export]
+    use super::order::{megatron_indices, pack_lengths};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -8,7 +8,6 @@ With the layout `single` the same ids are one sequence without modes.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ import numpy.typing as npt
 import torch
 
 from mmfast.data.segment import IMAGE, TEXT, Segment
-from mmfast.distributed import local_rank
+from mmfast.distributed import resolve_device
 from mmfast.errors import BadRecordError, ConfigError, CorruptDataError, UsageError
+from mmfast.files import read_json_object, write_json
 from mmfast.prepare.protocol import Document, Skip
 from mmfast.recipes.folder.options import FolderPrepareOptions
 from mmfast.recipes.folder.sources import Sample, open_source
@@ -68,10 +68,8 @@ class FolderPreparation:
 
     def __init__(self, options: FolderPrepareOptions) -> None:
         self._options = options
-        torch.set_num_threads(options.threads)
-        if options.device.startswith("cuda") and not torch.cuda.is_available():
-            raise UsageError(f"--device {options.device}: this machine has no CUDA device")
-        device = f"cuda:{local_rank()}" if options.device == "cuda" else options.device
+        device = resolve_device(options.device)
+        self._device_kind = device.partition(":")[0]
         self._image_tokenizer = load_image_tokenizer(options.image_tokenizer, device=device)
         self._text_tokenizer = load_text_tokenizer(options.text_tokenizer)
         tokenizer = self._image_tokenizer
@@ -113,9 +111,10 @@ class FolderPreparation:
         fields = dataclasses.asdict(self._options).items()
         options = {name: str(v.resolve()) if isinstance(v, Path) else v for name, v in fields}
         return {
-            "options": options,
+            "options": options | {"device": self._device_kind},
             "records": self.num_records,
             "image_size": list(self._size),
+            "resize": self._image_tokenizer.resize,
             "grid": self._grid,
             "encode_batch": self._batch,
             "source_fingerprint": self._source.fingerprint,
@@ -137,9 +136,7 @@ class FolderPreparation:
         """Writes vocabulary, text tokenizer and `recipe.json`."""
         self.vocabulary.save(folder)
         self._text_tokenizer.save(folder / TEXT_TOKENIZER_FILE)
-        temporary = folder / (RECIPE_FILE + ".tmp")
-        temporary.write_text(json.dumps(self._recipe_facts(), indent=2) + "\n", encoding="utf-8")
-        temporary.replace(folder / RECIPE_FILE)
+        write_json(folder / RECIPE_FILE, self._recipe_facts())
 
     def documents(self, records: range, skip: Skip) -> Iterator[Document]:
         """Documents of the records, by record, then copy, then caption."""
@@ -170,6 +167,7 @@ class FolderPreparation:
             "layout": self._options.layout,
             "grid": self._grid,
             "image_size": height if height == width else [height, width],
+            "resize": self._image_tokenizer.resize,
             "image_tokenizer": {
                 "path": str(self._options.image_tokenizer.resolve()),
                 "fingerprint": self._image_tokenizer.fingerprint,
@@ -238,11 +236,11 @@ class FolderPreparation:
 
 def _require_same_recipe(facts: dict[str, Any], path: Path) -> None:
     """Raises unless the file describes the same layout, grid and tokenizer; its path may differ."""
+    known = read_json_object(path)
+    pairs = [(name, facts[name], known.get(name)) for name in facts if name != "image_tokenizer"]
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        pairs = [(name, facts[name], known[name]) for name in facts if name != "image_tokenizer"]
         prints = [each["image_tokenizer"]["fingerprint"] for each in (facts, known)]
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise CorruptDataError(f"{path} is not a recipe file: {error!r}") from error
     pairs.append(("image tokenizer", *prints))
     differences = [

@@ -29,7 +29,7 @@ class FolderPrepareOptions:
             "help": "Caption file: .jsonl, .json or .parquet; without it, captions lie beside the images."
         },
     )
-    tars: str | None = dataclasses.field(
+    tars: Path | None = dataclasses.field(
         default=None,
         metadata={
             "help": "WebDataset shards in place of --images: a .tar file, or a folder of them."
@@ -46,7 +46,11 @@ class FolderPrepareOptions:
         metadata={"help": "Of several captions: a document for each, or one at random per copy."},
     )
     image_size: int | None = dataclasses.field(
-        default=None, metadata={"help": "Side in pixels; by default what the tokenizer had."}
+        default=None,
+        metadata={
+            "help": "Side in pixels; by default what the tokenizer had. Images are brought to it by the "
+            "tokenizer's `resize`: as built, scaled until they cover it and cut at the centre."
+        },
     )
     copies: int = dataclasses.field(
         default=1, metadata={"help": "Views of each image that are encoded."}
@@ -77,12 +81,9 @@ class FolderPrepareOptions:
             "about half a million pixels."
         },
     )
-    threads: int = dataclasses.field(
-        default=1,
-        metadata={"help": "CPU threads per process; part of the plan for the same reason."},
-    )
-    device: str = dataclasses.field(
-        default="cpu", metadata={"help": "cpu or cuda; part of the plan for the same reason."}
+    device: Literal["auto", "cpu", "cuda"] = dataclasses.field(
+        default="auto",
+        metadata={"help": "auto, cpu or cuda; part of the plan for the same reason."},
     )
     seed: int = dataclasses.field(default=0, metadata={"help": "Of random views and choices."})
 
@@ -96,7 +97,6 @@ class FolderPrepareOptions:
             "num_sentinels",
             "max_caption_tokens",
             "max_image_pixels",
-            "threads",
         )
         for name in at_least_one:
             if getattr(self, name) < 1:

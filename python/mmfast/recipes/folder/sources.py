@@ -35,7 +35,8 @@ class Source(Protocol):
     """Records of images with captions, in a fixed order.
 
     Attributes:
-        fingerprint: digest of what lists the records (not of the images themselves).
+        fingerprint: digest of what lists the records, and of the size and time of change of every
+            file that they name. It opens no image, and still differs when one was replaced.
     """
 
     fingerprint: str
@@ -53,7 +54,7 @@ def open_source(options: FolderPrepareOptions) -> Source:
         UsageError: a folder or file is missing or of an unknown kind.
     """
     if options.tars is not None:
-        return TarShards(Path(options.tars), caption_field=options.caption_field)
+        return TarShards(options.tars, caption_field=options.caption_field)
     if options.images is None:
         raise UsageError("give either --images or --tars")
     if not options.images.is_dir():
@@ -75,7 +76,10 @@ class CaptionFile:
         self._root = root.resolve()
         self._records = records
         self._image_field, self._caption_field = image_field, caption_field
-        self.fingerprint = records.fingerprint
+        digest = hashlib.sha256(records.fingerprint.encode())
+        for record in range(len(records)):
+            digest.update(self._stamp(record).encode())
+        self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self._records)
@@ -98,6 +102,16 @@ class CaptionFile:
             )
         return Sample(image, captions_of(fields.get(self._caption_field)))
 
+    def _stamp(self, record: int) -> str:
+        """The stamp of a record's image; empty where the caption file itself says all there is."""
+        try:
+            image = self._records[record].get(self._image_field)
+        except BadRecordError:
+            return "\n"
+        if isinstance(image, dict):
+            image = None if image.get("bytes") else image.get("path")
+        return _stamp(self._root / image) if isinstance(image, str) else "\n"
+
 
 class FilesSideBySide:
     """`a/b.png` with its captions in `a/b.txt` (one a line) or `a/b.json` (text, list, or object)."""
@@ -109,8 +123,8 @@ class FilesSideBySide:
         digest = hashlib.sha256()
         for name in self._names:
             text = self._caption_path(root / name)
-            size = text.stat().st_size if text is not None else -1
-            digest.update(f"{name}\0{(root / name).lstat().st_size}\0{size}\n".encode())
+            digest.update(f"{name}\0{_stamp(root / name)}".encode())
+            digest.update(b"\n" if text is None else _stamp(text).encode())
         self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
@@ -158,9 +172,10 @@ class TarShards:
         self._records: list[tuple[int, str, dict[str, _Member]]] = []
         digest = hashlib.sha256()
         for number, shard in enumerate(self._paths):
+            digest.update(f"{shard.name}\0{_stamp(shard)}".encode())
             for name, members in _tar_records(shard):
                 self._records.append((number, name, members))
-                digest.update(f"{shard.name}\0{name}\0{sorted(members.items())}\n".encode())
+                digest.update(f"{name}\0{sorted(members.items())}\n".encode())
         self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
@@ -195,6 +210,15 @@ class TarShards:
         if len(content) < member.size:
             raise BadRecordError("tar_broken", f"{self._paths[number]} ends within a member")
         return content
+
+
+def _stamp(path: Path) -> str:
+    """Size and time of change of a file, which a changed content changes."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return "none\n"
+    return f"{status.st_size} {status.st_mtime_ns}\n"
 
 
 def _tar_records(path: Path) -> list[tuple[str, dict[str, _Member]]]:

@@ -1,13 +1,16 @@
 //! Which document comes next, in closed form: stream position → (source, source epoch, document).
 //!
 //! No index is built and nothing is shuffled in memory: a blend table gives the source and how often
-//! it was asked before, a permutation evaluated on the fly gives the document.
+//! it was asked before, a permutation evaluated on the fly gives the document. [`MegatronIndices`] is
+//! the exception: megatron-core's order, for runs that must see the same samples.
 
 mod blend;
 mod feistel;
+mod megatron;
 
 pub use blend::{Blend, DryPoint, Share};
 pub use feistel::{ALGORITHM_VERSION, Permutation};
+pub use megatron::{MegatronConfig, MegatronIndices, require_divisible};
 
 use crate::error::Result;
 use crate::random::Purpose;

@@ -4,8 +4,10 @@
 //! thread that asks for it. Only integers are compared, so the draws are the same on every machine.
 
 mod draws;
+mod mt19937;
 mod philox;
 
 pub use draws::{Chance, PoissonTable, below};
+pub use mt19937::Mt19937;
 pub(crate) use philox::halves;
 pub use philox::{DocumentDraws, DocumentKey, Generator, Purpose, philox4x32};
