@@ -157,7 +157,7 @@ def _layer(merged: Any, text: str, *, source: str) -> Any:
         kind = "a list" if isinstance(root, yaml.SequenceNode) else repr(root.value)
         line = root.start_mark.line + 1
         raise ConfigError(f"{source}:{line}: a configuration holds `key: value`, found {kind}")
-    layer = OmegaConf.create({} if root is None else text)
+    layer = OmegaConf.create(text if root is not None else "{}")
     if misfit := _misfit(merged, layer):
         raise ConfigError(
             f"{source}:{_line_of_key(text, misfit[0])}: key {misfit[0]!r} {misfit[1]}"
@@ -181,7 +181,7 @@ def _misfit(merged: Any, layer: Any) -> tuple[str, str] | None:
             return path, "is a list and is given as a whole, e.g. [{…}, {…}]; found keys of its own"
         return None
 
-    return search(*(OmegaConf.to_container(each) for each in (merged, layer)), "")
+    return search(OmegaConf.to_container(merged), OmegaConf.to_container(layer), "")
 
 
 def _explained(schema: type, error: Exception, where: str) -> ConfigError:
