@@ -13,7 +13,7 @@ BENCH_ARGS ?=
 TORCH_BACKEND ?=
 UV_FLAGS := $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND),)
 # What development needs: the package's own requirements, the extras its tests use, the tools.
-DEV_REQUIREMENTS := -r pyproject.toml --extra demo --extra eval --extra parquet --extra log --group dev
+DEV_REQUIREMENTS := -r pyproject.toml --extra demo --extra eval --extra parquet --group dev
 RUST_SOURCES := $(shell find rust -path rust/target -prune -o -name '*.rs' -o -name Cargo.toml 2>/dev/null) Cargo.toml Cargo.lock
 PYTHON_SOURCES := $(shell find python kernels -name '*.py' -o -name '*.pyi' -o -name '*.yaml' 2>/dev/null)
 STAMP_DEPS := $(VENV)/.stamp-dependencies
@@ -85,6 +85,10 @@ wheel: dist/.stamp-wheel ## build the abi3 wheel, check its contents, import it 
 .PHONY: test-wheel
 test-wheel: wheel
 
+# Where torch, transformers and Triton show: kernels and their compiler, attention, training, generation, the road.
+FLOOR_TESTS := tests/kernels tests/e2e tests/unit/test_document_attention.py tests/unit/test_engine.py \
+	tests/unit/test_train_export.py tests/distributed/test_training_runs.py
+
 $(VENV)-floor/.stamp-dependencies: constraints/floor.txt $(STAMP_DEPS)
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-floor
 	$(BIN)/uv pip install --quiet --python $(VENV)-floor/bin/python $(UV_FLAGS) -c constraints/floor.txt $(DEV_REQUIREMENTS)
@@ -93,7 +97,7 @@ $(VENV)-floor/.stamp-dependencies: constraints/floor.txt $(STAMP_DEPS)
 .PHONY: test-floor
 test-floor: dist/.stamp-wheel $(VENV)-floor/.stamp-dependencies ## the built wheel under the oldest torch, transformers and Triton
 	$(BIN)/uv pip install --quiet --python $(VENV)-floor/bin/python --no-deps --reinstall dist/*.whl
-	OMP_NUM_THREADS=1 $(VENV)-floor/bin/python -m pytest -n 2 -m "floor"
+	OMP_NUM_THREADS=1 $(VENV)-floor/bin/python -m pytest -n 2 $(FLOOR_TESTS)
 
 $(VENV)-peers/.stamp-dependencies: constraints/peers.txt $(STAMP_DEPS)
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-peers

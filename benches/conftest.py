@@ -6,7 +6,6 @@ one run; a peer that is not installed is skipped with its reason. Judge by ratio
 
 import importlib.metadata
 import os
-import platform
 import subprocess
 from pathlib import Path
 
@@ -51,8 +50,8 @@ def rate(benchmark):
 
 def pytest_benchmark_update_machine_info(machine_info) -> None:
     machine_info["cpu_count"] = os.cpu_count()
-    machine_info["node"] = ""
-    machine_info["platform"] = platform.platform()
+    for name in ("node", "release"):
+        machine_info[name] = ""
     machine_info["peers"] = {
         name: importlib.metadata.version(name)
         for name in ("numpy", "torch", "transformers", "megatron-core")
@@ -62,6 +61,11 @@ def pytest_benchmark_update_machine_info(machine_info) -> None:
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     )
     machine_info["commit"] = commit.stdout.strip()
+
+
+def pytest_benchmark_update_commit_info(commit_info) -> None:
+    for name in ("project", "branch"):
+        commit_info.pop(name, None)
 
 
 def _is_installed(name: str) -> bool:

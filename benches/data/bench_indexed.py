@@ -98,6 +98,36 @@ def test_read_mmfast(benchmark, dataset_prefix, random_indices, rate) -> None:
 
 
 @pytest.mark.benchmark(group="read, random documents")
+def test_read_batched_mmfast(benchmark, dataset_prefix, random_indices, rate) -> None:
+    """One call for every 64 documents, copied out; the cases beside it read one at a time in place."""
+    dataset = IndexedDataset(dataset_prefix)
+    batches = [random_indices[i : i + 64] for i in range(0, NUM_RANDOM_READS, 64)]
+    out = np.empty(64 * 16_384, np.int32)
+    rate(NUM_RANDOM_READS, "documents")
+    benchmark.pedantic(
+        lambda: sum(int(dataset.read(batch, out=out)[0][-1]) for batch in batches),
+        rounds=7,
+        warmup_rounds=1,
+    )
+
+
+@pytest.mark.benchmark(group="read, random documents")
+def test_read_copied_megatron(benchmark, dataset_prefix, random_indices, rate) -> None:
+    """megatron-core's documents copied out, as any batch needs them."""
+    peer = pytest.importorskip(
+        "megatron.core.datasets.indexed_dataset", reason="megatron-core is not installed"
+    )
+    dataset = peer.IndexedDataset(str(dataset_prefix))
+    batches = [random_indices[i : i + 64] for i in range(0, NUM_RANDOM_READS, 64)]
+    rate(NUM_RANDOM_READS, "documents")
+    benchmark.pedantic(
+        lambda: sum(int(np.concatenate([dataset[i] for i in b])[-1]) for b in batches),
+        rounds=7,
+        warmup_rounds=1,
+    )
+
+
+@pytest.mark.benchmark(group="read, random documents")
 def test_read_megatron(benchmark, dataset_prefix, random_indices, rate) -> None:
     peer = pytest.importorskip(
         "megatron.core.datasets.indexed_dataset", reason="megatron-core is not installed"

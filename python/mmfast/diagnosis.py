@@ -30,8 +30,6 @@ _EXTRAS = {
     "eval": ("scikit-learn",),
     "demo": ("scikit-learn", "scikit-image", "matplotlib"),
     "parquet": ("pyarrow",),
-    "log": ("tensorboard",),
-    "hub": ("huggingface_hub",),
 }
 
 

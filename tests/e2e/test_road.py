@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 NUM_TRAIN, NUM_HELD_OUT = 160, 300
 NUM_STEPS = 40
 
-pytestmark = [pytest.mark.slow, pytest.mark.floor]
+pytestmark = pytest.mark.slow
 
 
 def mmfast_command(*arguments: object) -> None:

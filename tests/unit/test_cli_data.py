@@ -138,9 +138,16 @@ def test_verify_accepts_sound_data_and_ends_with_3_on_any_damage(run, prefix: Pa
     assert "cut short" in log
 
     prefix.with_suffix(".bin").write_bytes(b"\xff\xff\xff\x0f" + whole[4:])
-    code, _, log = run("data", "verify", prefix)
-    assert code == 3
-    assert "position 0 of sequence 0 (document 0)" in log
+    for level in ([], ["--level", "full"], ["--level", "lazy"]):
+        code, output, log = run("data", "verify", prefix, *level)
+        assert (code, output) == (3, "")
+        assert "1 of 1 blocks are damaged" in log
+        assert f"block 0 (bytes 0..{len(whole)})" in log
+        assert "documents 0 to 1" in log
+    for level in ("none", "index"):
+        code, _, log = run("data", "verify", prefix, "--level", level)
+        assert code == 3
+        assert "position 0 of sequence 0 (document 0)" in log
 
     prefix.with_suffix(".bin").write_bytes(whole)
     idx = prefix.with_suffix(".idx").read_bytes()
@@ -148,6 +155,25 @@ def test_verify_accepts_sound_data_and_ends_with_3_on_any_damage(run, prefix: Pa
     code, _, log = run("data", "verify", prefix)
     assert code == 3
     assert "magic" in log
+
+
+def test_verify_without_sidecar_says_that_there_are_no_checksums(run, prefix: Path) -> None:
+    prefix.with_suffix(".mmf").unlink()
+    code, output, log = run("data", "verify", prefix)
+    assert code == 0
+    assert "sound" in output
+    assert "no checksums to compare" in log
+    code, _, log = run("data", "verify", prefix, "--level", "full")
+    assert code == 2
+    assert "no checksums to compare" in log
+
+
+def test_verify_refuses_a_vocabulary_that_the_data_was_not_written_with(run, prefix: Path) -> None:
+    with IndexedDatasetBuilder(prefix, vocabulary_fingerprint="0123") as builder:
+        builder.add_document([1], [1])
+    code, _, log = run("data", "verify", prefix)
+    assert code == 1
+    assert "was written with the vocabulary 0123" in log
 
 
 def test_verify_uses_the_vocabulary_it_is_given(run, prefix: Path, tmp_path: Path) -> None:

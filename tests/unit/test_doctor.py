@@ -30,7 +30,7 @@ def test_json_lists_versions_devices_and_every_backend_with_its_reason() -> None
     assert any(backend["active"] for backend in facts["sampling"])
     assert facts["devices"][0]["device"] == "cpu"
     assert facts["machine"]["cpus"] >= 1
-    assert set(facts["extras"]) >= {"eval", "demo", "parquet", "log", "hub"}
+    assert set(facts["extras"]) >= {"eval", "demo", "parquet"}
 
 
 def test_the_printed_form_names_every_section() -> None:

@@ -217,7 +217,7 @@ def test_an_exception_in_the_block_aborts_and_keeps_what_was_there(tmp_path: Pat
     with pytest.raises(KeyError):
         interrupted()
     assert read(tmp_path / "a") == SMALL
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.bin", "a.idx"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.bin", "a.idx", "a.mmf"]
 
 
 def test_an_unfinished_document_cannot_be_finalized(tmp_path: Path) -> None:
@@ -446,7 +446,7 @@ def test_a_killed_writer_leaves_the_old_dataset_and_its_prefix_free(tmp_path: Pa
     assert read(tmp_path / "a") == SMALL
     write(tmp_path / "a", [[([1], 0)]])
     assert read(tmp_path / "a") == [[([1], 0)]]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.bin", "a.idx"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.bin", "a.idx", "a.mmf"]
 
 
 def test_datasets_need_no_torch() -> None:

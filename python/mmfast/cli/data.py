@@ -9,6 +9,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,10 +17,11 @@ import typer
 
 from mmfast import console
 from mmfast.cli import data_pack
-from mmfast.errors import CorruptDataError, UsageError
+from mmfast.errors import CorruptDataError, UsageError, VocabularyMismatchError
 
 if TYPE_CHECKING:
     from mmfast.data import IndexedDataset, Segment
+    from mmfast.data.dataset import Verify
     from mmfast.vocab import Vocabulary
 
 app = typer.Typer(
@@ -30,6 +32,18 @@ app = typer.Typer(
 )
 
 HISTOGRAM_WIDTH = 40
+# Damaged blocks that an error describes; there may be as many as the file has mebibytes.
+SHOWN_BLOCKS = 20
+
+
+class Level(StrEnum):
+    """How far a dataset is verified."""
+
+    NONE = "none"
+    INDEX = "index"
+    LAZY = "lazy"
+    FULL = "full"
+
 
 Prefix = Annotated[Path, typer.Argument(help="The dataset's path without .bin or .idx.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")]
@@ -50,6 +64,13 @@ def info(prefix: Prefix, *, as_json: AsJson = False) -> None:
         "bytes": sum(_size(prefix, suffix) for suffix in (".bin", ".idx")),
         "fingerprint": dataset.fingerprint,
     }
+    if sidecar := dataset.sidecar:
+        facts |= {
+            "checksums": f"CRC-32C of {sidecar.num_blocks:,} blocks",
+            "content": sidecar.fingerprint,
+            "writer": sidecar.writer,
+        }
+        facts |= {f"provenance {key}": value for key, value in sidecar.provenance.items()}
     if vocabulary is not None:
         facts["vocabulary"] = f"{vocabulary.size:,} ids, fingerprint {vocabulary.fingerprint}"
         facts["code ranges"] = ", ".join(
@@ -118,17 +139,39 @@ def verify(
         Path | None,
         typer.Option(help="Vocabulary that ids must lie in; by default the one beside the data."),
     ] = None,
+    level: Annotated[
+        Level | None,
+        typer.Option(
+            help="none: sizes and ids; index: also the index and its hash; full (or lazy): also the "
+            "checksums of .bin. By default full where there is a .mmf, else index."
+        ),
+    ] = None,
 ) -> None:
-    """Check everything that can be checked; exit with 3 if the data is corrupt."""
+    """Check everything that can be checked; exit with 3 if the data is corrupt.
+
+    Names each damaged block of .bin, its bytes and the documents that it hits.
+    """
     from mmfast.vocab import Vocabulary
 
-    dataset = _open(prefix)
+    dataset = _open(prefix, verify="none" if level is Level.NONE else "index")
+    if level in (Level.LAZY, Level.FULL) or (level is None and dataset.sidecar):
+        _require_sound_blocks(dataset)
     known = Vocabulary.load(vocabulary) if vocabulary else _vocabulary_beside(prefix)
+    written_with = dataset.sidecar.vocabulary_fingerprint if dataset.sidecar else None
+    if known and written_with and known.fingerprint != written_with:
+        raise VocabularyMismatchError(
+            f"{prefix} was written with the vocabulary {written_with}, not with {known.fingerprint} "
+            f"({vocabulary or prefix.parent}): its ids mean something else there"
+        )
+    if level is None and dataset.sidecar is None:
+        console.log(f"{prefix}.mmf is not there, so there are no checksums to compare")
     if dataset.dtype.kind == "f":
-        typer.echo(f"{prefix}: sizes and index are sound; it holds {dataset.dtype}, not ids")
+        typer.echo(f"{prefix}: what was checked is sound; it holds {dataset.dtype}, not ids")
         return
     with console.progress("verify", total=dataset.num_tokens, unit="ids") as job:
-        found = dataset.verify(known.size if known else None, on_progress=job.advance)
+        # The index was checked when it was opened, the checksums just now.
+        size = known.size if known else None
+        found = dataset.verify(size, level="none", on_progress=job.advance)
     ids = f"ids {found.id_range[0]:,}..{found.id_range[1]:,}" if found.id_range else "no ids"
     inside = f", all inside the vocabulary of {known.size:,}" if known else ""
     typer.echo(
@@ -193,12 +236,26 @@ def stats(prefix: Prefix, *, as_json: AsJson = False) -> None:
 app.command("pack")(data_pack.pack)
 
 
-def _open(prefix: Path) -> "IndexedDataset":
+def _require_sound_blocks(dataset: "IndexedDataset") -> None:
+    with _usage_errors():
+        damaged = dataset.damaged_blocks()
+    if damaged:
+        blocks = [found.description for found in damaged[:SHOWN_BLOCKS]]
+        if len(damaged) > SHOWN_BLOCKS:
+            blocks.append(f"and {len(damaged) - SHOWN_BLOCKS:,} more")
+        total = dataset.sidecar.num_blocks if dataset.sidecar else 0
+        raise CorruptDataError(
+            f"{dataset.prefix}.bin: {len(damaged):,} of {total:,} blocks are damaged; restore the "
+            "file or prepare it again:\n  " + "\n  ".join(blocks)
+        )
+
+
+def _open(prefix: Path, *, verify: "Verify" = "index") -> "IndexedDataset":
     from mmfast.data import IndexedDataset
 
     with _usage_errors():
         try:
-            return IndexedDataset(prefix)
+            return IndexedDataset(prefix, verify=verify)
         except FileNotFoundError as error:
             raise UsageError(
                 f"there is no dataset {prefix}: {Path(error.filename).name} is missing"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mmfast.data.batch import Batch
     from mmfast.data.builder import IndexedDatasetBuilder, Written, merge_datasets, optimal_dtype
-    from mmfast.data.dataset import IndexedDataset, Scan
+    from mmfast.data.dataset import DamagedBlock, IndexedDataset, Scan, Sidecar
     from mmfast.data.loader import Loader, Source
     from mmfast.data.megatron_order import MegatronOrder, MegatronSample
     from mmfast.data.packing import Bins, pack
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "Bins",
+    "DamagedBlock",
     "IndexedDataset",
     "IndexedDatasetBuilder",
     "Loader",
@@ -33,6 +34,7 @@ __all__ = [
     "MegatronSample",
     "Scan",
     "Segment",
+    "Sidecar",
     "Source",
     "Written",
     "merge_datasets",
@@ -43,6 +45,7 @@ __all__ = [
 _MODULE_OF_NAME = {
     "Batch": "mmfast.data.batch",
     "Bins": "mmfast.data.packing",
+    "DamagedBlock": "mmfast.data.dataset",
     "IndexedDataset": "mmfast.data.dataset",
     "IndexedDatasetBuilder": "mmfast.data.builder",
     "Loader": "mmfast.data.loader",
@@ -50,6 +53,7 @@ _MODULE_OF_NAME = {
     "MegatronSample": "mmfast.data.megatron_order",
     "Scan": "mmfast.data.dataset",
     "Segment": "mmfast.data.segment",
+    "Sidecar": "mmfast.data.dataset",
     "Source": "mmfast.data.loader",
     "Written": "mmfast.data.builder",
     "merge_datasets": "mmfast.data.builder",

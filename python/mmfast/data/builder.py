@@ -1,11 +1,14 @@
 """Writes indexed datasets: megatron-core's builder methods over the native writer.
 
-The files are byte for byte those of megatron-core (`megatron/core/datasets/indexed_dataset.py`). What
-differs is how they come to be: ids outside the dtype are an error instead of wrapping round, the pair
-appears at once when it is complete, and until then whatever was there stays.
+`.bin` and `.idx` are byte for byte those of megatron-core
+(`megatron/core/datasets/indexed_dataset.py`). What differs is how they come to be: ids outside the
+dtype are an error instead of wrapping round, the files appear at once when they are complete, and until
+then whatever was there stays. Beside the two lies `.mmf` with checksums of both, made while the ids are
+written; other readers need not know it.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -40,7 +43,7 @@ def optimal_dtype(vocabulary_size: int | None) -> str:
 
 
 class IndexedDatasetBuilder:
-    """Writes `<prefix>.bin` and `<prefix>.idx`.
+    """Writes `<prefix>.bin`, `<prefix>.idx` and the sidecar `<prefix>.mmf`.
 
     As a context manager it finalizes at the end of the block, or aborts if an exception leaves it:
 
@@ -58,16 +61,31 @@ class IndexedDatasetBuilder:
         prefix: path without `.bin` or `.idx`; its folder is created.
         dtype: uint8, int8, uint16, int16, int32, int64, float32 or float64.
         multimodal: whether each sequence carries a mode.
+        vocabulary_fingerprint: `Vocabulary.fingerprint` of the ids, kept in the sidecar.
+        provenance: what to remember of where the data came from, kept in the sidecar: a mapping that
+            JSON can hold. The key `merged` is taken by `add_index`.
     """
 
     def __init__(
-        self, prefix: str | Path, *, dtype: npt.DTypeLike = "int32", multimodal: bool = False
+        self,
+        prefix: str | Path,
+        *,
+        dtype: npt.DTypeLike = "int32",
+        multimodal: bool = False,
+        vocabulary_fingerprint: str | None = None,
+        provenance: Mapping[str, Any] | None = None,
     ) -> None:
         self.prefix = Path(prefix)
         self.dtype: np.dtype[Any] = np.dtype(dtype)
         self.multimodal = multimodal
         self.prefix.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = DatasetWriter(self.prefix, self.dtype.name, multimodal)
+        self._writer = DatasetWriter(
+            self.prefix,
+            self.dtype.name,
+            multimodal,
+            vocabulary_fingerprint=vocabulary_fingerprint,
+            provenance=json.dumps(dict(provenance), allow_nan=False) if provenance else None,
+        )
         self._written: Written | None = None
         self._is_open = True
 
@@ -111,7 +129,11 @@ class IndexedDatasetBuilder:
         self._add(self._array(flat), lengths, counts, modes)
 
     def add_index(self, prefix: str | Path) -> None:
-        """Appends all documents of a published dataset of the same dtype and kind."""
+        """Appends all documents of a published dataset of the same dtype and kind.
+
+        Its checksums are taken over, its ids are not read. Raises `VocabularyMismatchError` if the
+        sidecars of two datasets appended here name different vocabularies.
+        """
         self._writer.add_dataset(Path(prefix))
 
     def finalize(self) -> Written:
@@ -179,11 +201,13 @@ class IndexedDatasetBuilder:
 def merge_datasets(output: str | Path, prefixes: Sequence[str | Path]) -> Written:
     """Joins datasets into one, in the order given, without reading them into memory.
 
-    The bytes are those of `add_index` called for each prefix in turn. `output` may be one of them.
+    The bytes are those of `add_index` called for each prefix in turn. `output` may be one of them: a
+    plain Megatron dataset merged into itself gets a sidecar. Checksums are taken over from the parts.
 
     Raises:
         ValueError: no prefixes, or datasets of different dtype or kind.
         CorruptDataError: a part contradicts its format.
+        VocabularyMismatchError: the sidecars of two parts name different vocabularies.
     """
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)

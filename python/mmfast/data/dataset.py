@@ -2,10 +2,15 @@
 
 Both files are mapped into memory and checked when they are opened. The arrays handed out are
 read-only views of the mapping and keep it alive, so they may outlive the dataset object.
+
+The sidecar `<prefix>.mmf` has a hash of `.idx` and a CRC-32C for each block of at most 1 MiB of `.bin`.
+It may be absent, as beside data of megatron-core's; nothing but checksums is missing then.
 """
 
+import dataclasses
+import json
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
@@ -14,6 +19,9 @@ import numpy.typing as npt
 
 from mmfast._mmfast import DatasetReader, gather
 from mmfast.data.segment import MODALITY_BITS, Segment, modality_name
+
+# How much is checked: each level includes the ones before it.
+Verify = Literal["none", "index", "lazy", "full"]
 
 NUM_MODALITIES = MODALITY_BITS + 1
 # Sequences that a scan reads between two reports of progress.
@@ -34,6 +42,41 @@ class Scan(NamedTuple):
     tokens: dict[str, int]
 
 
+class DamagedBlock(NamedTuple):
+    """A block of `.bin` whose content is not what was written.
+
+    Attributes:
+        block: its number, from 0.
+        byte_range: where it lies in `.bin`, first byte and end.
+        documents: the documents that have ids in it, first and end.
+        description: all of it in words, with both checksums.
+    """
+
+    block: int
+    byte_range: tuple[int, int]
+    documents: tuple[int, int]
+    description: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Sidecar:
+    """What `<prefix>.mmf` tells of a dataset.
+
+    Attributes:
+        fingerprint: 32 hexadecimal digits, equal for equal `.bin` and `.idx`.
+        writer: name and version of the program that wrote the dataset.
+        vocabulary_fingerprint: of the vocabulary that the ids belong to, if it was told.
+        provenance: what the producer told; a merge lists its parts under `merged`.
+        num_blocks: blocks of `.bin` with a checksum of their own.
+    """
+
+    fingerprint: str
+    writer: str
+    vocabulary_fingerprint: str | None
+    provenance: dict[str, Any]
+    num_blocks: int
+
+
 class IndexedDataset:
     """A published `<prefix>.bin` and `<prefix>.idx`, seen as a sequence of sequences of ids.
 
@@ -43,16 +86,23 @@ class IndexedDataset:
 
     Args:
         prefix: path without `.bin` or `.idx`.
+        verify: what is checked. `"none"`: header and sizes, in constant time, and the sidecar is not
+            looked at. `"index"`: every entry of the index, and that the sidecar belongs to it.
+            `"lazy"`: also each block of ids against its checksum, when it is first read. `"full"`: all
+            blocks, now.
 
     Raises:
-        FileNotFoundError: one of the files is missing.
-        CorruptDataError: the files contradict the format or each other.
+        FileNotFoundError: `.bin` or `.idx` is missing.
+        CorruptDataError: the files contradict the format, each other or a checksum. At `"lazy"`,
+            reading a damaged block raises it too, each time.
         FormatVersionError: another format or version.
+        ValueError: checksums are asked for and there is no sidecar, or there is no such level.
     """
 
-    def __init__(self, prefix: str | Path) -> None:
+    def __init__(self, prefix: str | Path, *, verify: Verify = "index") -> None:
         self.prefix = Path(prefix).absolute()
-        self._reader = DatasetReader(self.prefix)
+        self._verify: Verify = verify
+        self._reader = DatasetReader(self.prefix, verify)
 
     @property
     def reader(self) -> DatasetReader:
@@ -177,22 +227,63 @@ class IndexedDataset:
         """16 hexadecimal digits of a hash over the whole index and samples of the ids."""
         return f"{self._reader.fingerprint():016x}"
 
+    @cached_property
+    def sidecar(self) -> Sidecar | None:
+        """What the sidecar tells; None if there is none, or `verify="none"` asked to ignore it."""
+        facts = self._reader.sidecar
+        if facts is None:
+            return None
+        fingerprint, writer, vocabulary_fingerprint, provenance, num_blocks = facts
+        return Sidecar(
+            fingerprint=f"{fingerprint:032x}",
+            writer=writer,
+            vocabulary_fingerprint=vocabulary_fingerprint,
+            provenance=json.loads(provenance),
+            num_blocks=num_blocks,
+        )
+
+    def damaged_blocks(self) -> list[DamagedBlock]:
+        """Compares all blocks of `.bin` with their checksums; those that differ.
+
+        Raises:
+            ValueError: there is no sidecar.
+        """
+        num_blocks = self.sidecar.num_blocks if self.sidecar else 0
+        return [DamagedBlock(*found) for found in self._reader.damaged_blocks(0, num_blocks)]
+
+    def check(self, level: Verify | None = None) -> None:
+        """Checks now what opening at this level checks, and at `"lazy"` what it would check later.
+
+        Args:
+            level: `"full"` where there is a sidecar and `"index"` where there is none by default.
+
+        Raises:
+            CorruptDataError: names the first damaged block, its place in `.bin` and the documents it
+                hits, and the numbers of further ones.
+            ValueError: checksums are asked for and there is no sidecar.
+        """
+        self._reader.verify(level or ("index" if self.sidecar is None else "full"))
+
     def verify(
         self,
         vocabulary_size: int | None = None,
         *,
+        level: Verify | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> Scan:
-        """Reads every id, after the checks that opening already made, and counts them.
+        """Checks index and checksums as `check` does, then reads every id and counts them.
 
         Args:
             vocabulary_size: ids must lie in `[0, vocabulary_size)`; any are fine by default.
+            level: see `check`.
             on_progress: called now and then with the number of ids read since the last call.
 
         Raises:
-            CorruptDataError: an id is out of range; names it, its sequence and its document.
-            ValueError: the dataset holds floats.
+            CorruptDataError: see `check`; or an id is out of range: names it, its sequence and its
+                document.
+            ValueError: the dataset holds floats, or checksums are asked for without a sidecar.
         """
+        self.check(level)
         allowed = None if vocabulary_size is None else (0, vocabulary_size)
         ends: list[int] = []
         sequences = np.zeros(NUM_MODALITIES, np.int64)
@@ -212,8 +303,8 @@ class IndexedDataset:
             {modality_name(i): int(tokens[i]) for i in present},
         )
 
-    def __reduce__(self) -> tuple[type["IndexedDataset"], tuple[Path]]:
-        return IndexedDataset, (self.prefix,)
+    def __reduce__(self) -> tuple[Callable[..., "IndexedDataset"], tuple[Path]]:
+        return partial(IndexedDataset, verify=self._verify), (self.prefix,)
 
     def __repr__(self) -> str:
         return (

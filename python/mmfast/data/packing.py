@@ -7,6 +7,7 @@ this is for planning ahead and for data that is packed once.
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -27,18 +28,31 @@ class Bins:
     Attributes:
         offsets: int64 `[B + 1]`; bin b holds pieces `offsets[b]..offsets[b + 1]`, longest first.
         documents: int64 `[N]`, the document that each piece is of.
-        starts: int64 `[N]`, where in its document a piece begins; 0 unless documents were split.
-        lengths: int64 `[N]`, ids of each piece.
         capacity: ids that a bin can hold.
-        num_overlong: documents that were longer than that.
+        num_tokens: ids in all bins.
+        num_overlong: documents that were longer than a bin.
     """
 
     offsets: npt.NDArray[np.int64]
     documents: npt.NDArray[np.int64]
-    starts: npt.NDArray[np.int64]
-    lengths: npt.NDArray[np.int64]
     capacity: int
+    num_tokens: int
     num_overlong: int
+    _pieces: npt.NDArray[np.int64] = dataclasses.field(repr=False)
+    _piece_lengths: npt.NDArray[np.uint32] = dataclasses.field(repr=False)
+    _piece_starts: npt.NDArray[np.int64] | None = dataclasses.field(repr=False)
+
+    @cached_property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """Where in its document each piece begins, int64 `[N]`; 0 unless documents were split."""
+        if self._piece_starts is None:
+            return np.zeros(len(self._pieces), np.int64)
+        return self._piece_starts[self._pieces]
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Ids of each piece, int64 `[N]`."""
+        return self._piece_lengths[self._pieces].astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -48,11 +62,6 @@ class Bins:
         if not 0 <= index < len(self):
             raise IndexError(f"bin index {index} is out of range for {len(self)}")
         return self.documents[self.offsets[index] : self.offsets[index + 1]]
-
-    @property
-    def num_tokens(self) -> int:
-        """Ids in all bins."""
-        return int(self.lengths.sum())
 
     @property
     def fill(self) -> float:
@@ -116,16 +125,18 @@ def pack(
         before = np.repeat(np.cumsum(counts) - counts, counts)
         piece_starts = (np.arange(len(piece_documents), dtype=np.int64) - before) * capacity
         pieces = np.minimum(whole[piece_documents].astype(np.int64) - piece_starts, capacity)
-    pieces = np.ascontiguousarray(pieces, dtype=np.uint32)
+    pieces = np.array(pieces, dtype=np.uint32, order="C")  # a copy: lengths are looked up later
     raw_offsets, raw_items = pack_lengths(pieces, capacity)
-    items = raw_items.astype(np.int64, copy=False)
+    items = raw_items.view(np.int64)
     return Bins(
-        offsets=raw_offsets.astype(np.int64, copy=False),
+        offsets=raw_offsets.view(np.int64),
         documents=items if piece_documents is None else piece_documents[items],
-        starts=np.zeros(len(items), np.int64) if piece_starts is None else piece_starts[items],
-        lengths=pieces[items].astype(np.int64),
         capacity=capacity,
+        num_tokens=int(pieces.sum(dtype=np.int64)),
         num_overlong=num_overlong,
+        _pieces=items,
+        _piece_lengths=pieces,
+        _piece_starts=piece_starts,
     )
 
 

@@ -7,7 +7,7 @@ of counts beside it. When all are there, rank 0 joins them in input order and pu
 stopped; `overwrite` starts over.
 
     <prefix>.shards/plan.json           what is being prepared; a shard of another plan is never used
-    <prefix>.shards/00000.bin .idx      documents of records 0..1023
+    <prefix>.shards/00000.bin .idx .mmf documents of records 0..1023
     <prefix>.shards/00000.json          its counts: the commit marker
     <prefix>.prepare.json               the report, of failed jobs as well
 """
@@ -39,6 +39,8 @@ from mmfast.errors import (
 from mmfast.files import read_json_object, sync_folder, write_json
 from mmfast.prepare.options import JobOptions
 from mmfast.prepare.protocol import Document, Preparation
+from mmfast.vocab import FILE_NAME as VOCABULARY_FILE
+from mmfast.vocab import Vocabulary
 
 FORMAT_VERSION = 1
 DTYPE = "int32"
@@ -279,9 +281,15 @@ def _join_shards(
     # Without a report a dataset counts as unfinished, so the report goes before it and comes after it.
     options.report_path.unlink(missing_ok=True)
     _retire_old_dataset(preparation, options)
-    preparation.publish(options.output.parent)
+    folder = options.output.parent
+    preparation.publish(folder)
+    has_vocabulary = (folder / VOCABULARY_FILE).exists()
     with IndexedDatasetBuilder(
-        options.output, dtype=DTYPE, multimodal=preparation.multimodal
+        options.output,
+        dtype=DTYPE,
+        multimodal=preparation.multimodal,
+        vocabulary_fingerprint=Vocabulary.load(folder).fingerprint if has_vocabulary else None,
+        provenance={"recipe": recipe, "plan": _fingerprint(preparation, options)},
     ) as builder:
         for shard, done in shards:
             if done["documents"]:

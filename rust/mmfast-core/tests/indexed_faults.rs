@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mmfast_core::indexed::{
-    DatasetWriter, DocumentSource, Dtype, IndexedDataset, Prefix, Tokens, merge_on,
+    DatasetWriter, DocumentSource, Dtype, IndexedDataset, Prefix, Tokens, Verify, merge_on,
 };
 use mmfast_core::vfs::faults::{Fault, FaultyDisk};
 use mmfast_core::vfs::{Disk, Vfs};
@@ -31,7 +31,14 @@ fn write(vfs: Arc<dyn Vfs>, at: &Prefix, sequences: &[&[i64]]) -> Result<()> {
 }
 
 fn sequences(at: &Prefix) -> Result<Vec<Vec<i64>>> {
-    let dataset = IndexedDataset::open(at)?;
+    // Opening puts back what a crash left half done; only then does it show whether there is a sidecar.
+    IndexedDataset::open(at)?;
+    let level = if at.sidecar().exists() {
+        Verify::Full
+    } else {
+        Verify::Index
+    };
+    let dataset = IndexedDataset::open_on(&Disk, at, level)?;
     let read = |sequence| {
         let mut ids = Vec::new();
         dataset.read_into(sequence, &mut ids)?;
@@ -82,19 +89,47 @@ fn a_failed_rewrite_leaves_the_old_or_the_new_dataset() {
             |at, is_done, n| {
                 let found =
                     sequences(at).unwrap_or_else(|error| panic!("{fault:?} at {n}: {error}"));
+                assert!(at.sidecar().exists(), "{fault:?} at {n}");
                 if is_done {
                     assert_eq!(found, NEW);
-                    assert_eq!(files(at.path().parent().unwrap()), ["a.bin", "a.idx"]);
+                    assert_eq!(
+                        files(at.path().parent().unwrap()),
+                        ["a.bin", "a.idx", "a.mmf"]
+                    );
                 } else {
                     assert!(found == OLD || found == NEW, "{fault:?} at {n}: {found:?}");
                 }
                 // Whatever is left lying about, the next writer succeeds and tidies up.
                 write(Arc::new(Disk), at, &[&[5]]).unwrap();
                 assert_eq!(sequences(at).unwrap(), [[5]]);
-                assert_eq!(files(at.path().parent().unwrap()), ["a.bin", "a.idx"]);
+                assert_eq!(
+                    files(at.path().parent().unwrap()),
+                    ["a.bin", "a.idx", "a.mmf"]
+                );
             },
         );
         assert!(num_calls > 15, "only {num_calls} calls were tried");
+    }
+}
+
+#[test]
+fn a_failed_rewrite_of_a_pair_without_sidecar_never_lends_it_another_ones() {
+    for fault in [Fault::Once, Fault::Crash] {
+        fail_everywhere(
+            fault,
+            |at| {
+                write(Arc::new(Disk), at, &OLD).unwrap();
+                Disk.remove(&at.sidecar()).unwrap();
+            },
+            |vfs, at| write(vfs, at, &NEW),
+            |at, is_done, n| {
+                let found =
+                    sequences(at).unwrap_or_else(|error| panic!("{fault:?} at {n}: {error}"));
+                let expected: [&[i64]; 2] = if at.sidecar().exists() { NEW } else { OLD };
+                assert_eq!(found, expected, "{fault:?} at {n}");
+                assert!(!is_done || found == NEW);
+            },
+        );
     }
 }
 
@@ -145,13 +180,14 @@ fn a_crash_while_a_crash_is_being_repaired_is_repaired_too() {
         let first = write(Arc::new(FaultyDisk::new(Fault::Crash, n)), &at, &NEW);
         for m in 1..MANY_CALLS {
             let repairing = FaultyDisk::new(Fault::Crash, m);
-            if IndexedDataset::open_on(&repairing, &at).is_ok() {
+            if IndexedDataset::open_on(&repairing, &at, Verify::Index).is_ok() {
                 break;
             }
             assert!(repairing.has_fired());
         }
         let found = sequences(&at).unwrap();
         assert!(found == OLD || found == NEW, "{n}: {found:?}");
+        assert!(at.sidecar().exists(), "{n}");
         if first.is_ok() {
             return;
         }

@@ -9,7 +9,8 @@ use mmfast_core::indexed::{
 };
 use mmfast_core::vfs::{Disk, Vfs};
 
-/// Three documents, one of them empty, of five sequences, one of them empty.
+/// Three documents, one of them empty, of five sequences, one of them empty; without a sidecar, so
+/// that what is found out is found out from the pair alone.
 fn write(folder: &Path, dtype: Dtype, has_modes: bool) -> Prefix {
     let at = Prefix::new(folder.join("a")).unwrap();
     let mut writer = DatasetWriter::create(&at, dtype, has_modes).unwrap();
@@ -22,6 +23,7 @@ fn write(folder: &Path, dtype: Dtype, has_modes: bool) -> Prefix {
         )
         .unwrap();
     writer.finish().unwrap();
+    Disk.remove(&at.sidecar()).unwrap();
     at
 }
 
@@ -150,6 +152,7 @@ fn float_code_7_with_8_byte_items_points_at_nemo() {
             )
             .unwrap();
         writer.finish().unwrap();
+        Disk.remove(&at.sidecar()).unwrap();
         let mut idx = std::fs::read(at.idx()).unwrap();
         idx[17] = 7;
         overwrite(&at.idx(), &idx);

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mmfast_core::indexed::{
-    self, DatasetWriter as CoreWriter, DocumentSource, Dtype, IndexedDataset, Prefix, Tokens,
+    self, DatasetWriter as CoreWriter, DocumentSource, Dtype, IndexedDataset, Notes, Prefix,
+    Tokens, Verify,
 };
+use mmfast_core::vfs::Disk;
 use mmfast_core::{Error, Result};
 use numpy::ndarray::ArrayView1;
 use numpy::{
@@ -20,6 +22,10 @@ use crate::gil::run_detached;
 
 /// Documents, sequences and ids.
 type Counts = (u64, u64, u64);
+/// A sidecar: fingerprint, writer, vocabulary's fingerprint, provenance as JSON, number of blocks.
+type SidecarFacts = (u128, String, Option<String>, String, usize);
+/// A damaged block: number, its bytes, its documents, all of it in words.
+type Damage = (u64, (u64, u64), (u64, u64), String);
 
 /// A dataset in the making.
 #[pyclass(frozen, module = "mmfast._mmfast")]
@@ -50,9 +56,21 @@ impl DatasetWriter {
 #[pymethods]
 impl DatasetWriter {
     #[new]
-    fn new(py: Python<'_>, prefix: PathBuf, dtype: &str, multimodal: bool) -> PyResult<Self> {
+    #[pyo3(signature = (prefix, dtype, multimodal, *, vocabulary_fingerprint=None, provenance=None))]
+    fn new(
+        py: Python<'_>,
+        prefix: PathBuf,
+        dtype: &str,
+        multimodal: bool,
+        vocabulary_fingerprint: Option<String>,
+        provenance: Option<&str>,
+    ) -> PyResult<Self> {
         let writer = run_detached(py, || {
-            CoreWriter::create(&Prefix::new(prefix)?, Dtype::from_name(dtype)?, multimodal)
+            let notes = Notes::new(vocabulary_fingerprint, provenance)?;
+            let dtype = Dtype::from_name(dtype)?;
+            let mut writer = CoreWriter::create(&Prefix::new(prefix)?, dtype, multimodal)?;
+            writer.set_notes(notes);
+            Ok(writer)
         })?;
         Ok(Self {
             writer: Mutex::new(Some(writer)),
@@ -145,8 +163,10 @@ pub(crate) struct DatasetReader {
 #[pymethods]
 impl DatasetReader {
     #[new]
-    fn new(py: Python<'_>, prefix: PathBuf) -> PyResult<Self> {
-        let dataset = run_detached(py, || IndexedDataset::open(&Prefix::new(prefix)?))?;
+    fn new(py: Python<'_>, prefix: PathBuf, verify: &str) -> PyResult<Self> {
+        let dataset = run_detached(py, || {
+            IndexedDataset::open_on(&Disk, &Prefix::new(prefix)?, Verify::from_name(verify)?)
+        })?;
         let dataset = Arc::new(dataset);
         let tokens = array_over(py, &dataset)?.unbind();
         Ok(Self { dataset, tokens })
@@ -178,8 +198,37 @@ impl DatasetReader {
     }
 
     #[getter]
-    fn tokens<'py>(&self, py: Python<'py>) -> Bound<'py, PyUntypedArray> {
-        self.tokens.bind(py).clone()
+    fn tokens<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyUntypedArray>> {
+        run_detached(py, || self.dataset.tokens().map(|_| ()))?;
+        Ok(self.tokens.bind(py).clone())
+    }
+
+    #[getter]
+    fn sidecar(&self) -> Option<SidecarFacts> {
+        let sidecar = self.dataset.sidecar()?;
+        let notes = &sidecar.notes;
+        Some((
+            sidecar.fingerprint,
+            notes.writer.clone(),
+            notes.vocabulary_fingerprint.clone(),
+            notes.provenance_json(),
+            sidecar.num_blocks(),
+        ))
+    }
+
+    fn verify(&self, py: Python<'_>, level: &str) -> PyResult<()> {
+        run_detached(py, || self.dataset.verify(Verify::from_name(level)?))
+    }
+
+    fn damaged_blocks(&self, py: Python<'_>, start: usize, stop: usize) -> PyResult<Vec<Damage>> {
+        let damaged = run_detached(py, || self.dataset.damaged_blocks(start..stop))?;
+        let in_words = damaged.into_iter().map(|damage| {
+            let text = damage.to_string();
+            let (bytes, documents) = (damage.bytes, damage.documents);
+            let documents = (documents.start, documents.end);
+            (damage.block, (bytes.start, bytes.end), documents, text)
+        });
+        Ok(in_words.collect())
     }
 
     fn fingerprint(&self, py: Python<'_>) -> PyResult<u64> {
@@ -195,7 +244,10 @@ impl DatasetReader {
         length: Option<i64>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let sequence = resolve("sequence", index, self.dataset.num_sequences()).map_err(to_py)?;
-        let whole = self.dataset.token_range(sequence).map_err(to_py)?;
+        let whole = self.dataset.token_range(sequence);
+        let whole = whole
+            .and_then(|tokens| self.dataset.touch(tokens))
+            .map_err(to_py)?;
         let start = part(offset, whole.len(), "offset").map_err(to_py)?;
         let rest = whole.len() - start;
         let length = length.map_or(Ok(rest), |length| part(length, rest, "length"));
@@ -330,7 +382,7 @@ fn array_over<'py>(
         },
     )?;
     let mapped = Arc::clone(&owner.get().dataset);
-    Ok(match mapped.tokens().map_err(to_py)? {
+    Ok(match mapped.untouched_tokens().map_err(to_py)? {
         Tokens::U8(ids) => over(ids, owner),
         Tokens::I8(ids) => over(ids, owner),
         Tokens::I16(ids) => over(ids, owner),

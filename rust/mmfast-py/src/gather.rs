@@ -35,7 +35,7 @@ pub(crate) fn gather<'py>(
             Gather::sequences(dataset, found)
         }
     })?;
-    let ids = match dataset.tokens().map_err(to_py)? {
+    let ids = match dataset.untouched_tokens().map_err(to_py)? {
         Tokens::U8(ids) => copy(py, &plan, ids, out),
         Tokens::I8(ids) => copy(py, &plan, ids, out),
         Tokens::I16(ids) => copy(py, &plan, ids, out),

@@ -23,7 +23,9 @@ impl Gather {
         dataset: &IndexedDataset,
         sequences: impl ExactSizeIterator<Item = Result<u64>>,
     ) -> Result<Self> {
-        Self::new(sequences, |sequence| dataset.token_range(sequence))
+        Self::new(sequences, |sequence| {
+            dataset.touch(dataset.token_range(sequence)?)
+        })
     }
 
     /// All ids of the given documents, in the given order.
@@ -39,7 +41,7 @@ impl Gather {
             // Sequences follow one another without a gap; opening has checked it.
             let first = dataset.token_range(sequences.start)?;
             let last = dataset.token_range(sequences.end - 1)?;
-            Ok(first.start..last.end)
+            dataset.touch(first.start..last.end)
         })
     }
 

@@ -25,19 +25,48 @@ impl Index {
         Self::check(file.path(), Map::new(file)?)
     }
 
+    /// Maps an index and checks its header and ends only, in constant time. An entry that is wrong is
+    /// an error when it leads out of a file, and else whatever it says.
+    pub(super) fn open_unchecked(file: &File) -> Result<Self> {
+        let mut index = Self::parse(file.path(), Map::new(file)?)?;
+        let last = index.pointers().last().zip(index.raw_lengths().last());
+        index.num_tokens = last.map_or(0, |(&pointer, &length)| {
+            let before = u64::from_le_bytes(pointer) / index.dtype().item_bytes() as u64;
+            before.saturating_add(u64::from(u32::from_le_bytes(length)))
+        });
+        let boundaries = index.documents();
+        let ends = boundaries.first().zip(boundaries.last());
+        let ends = ends.map(|(&first, &last)| [first, last].map(u64::from_le_bytes));
+        if ends != Some([0, index.num_sequences()]) {
+            // The pass over all boundaries says what is wrong with them.
+            index.check_documents()?;
+        }
+        Ok(index)
+    }
+
     fn check(path: &Path, map: Map) -> Result<Self> {
+        let mut index = Self::parse(path, map)?;
+        index.num_tokens = index.check_sequences()?;
+        index.check_documents()?;
+        Ok(index)
+    }
+
+    fn parse(path: &Path, map: Map) -> Result<Self> {
         let header = Header::parse(path, map.bytes())?;
         let layout = Layout::new(path, &header, map.bytes().len() as u64)?;
-        let mut index = Self {
+        Ok(Self {
             path: path.to_path_buf(),
             header,
             layout,
             map,
             num_tokens: 0,
-        };
-        index.num_tokens = index.check_sequences()?;
-        index.check_documents()?;
-        Ok(index)
+        })
+    }
+
+    /// The complete check, for an index that was opened without it.
+    pub(super) fn require_sound(&self) -> Result<()> {
+        self.check_sequences()?;
+        self.check_documents()
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -85,14 +114,33 @@ impl Index {
     }
 
     /// Bytes of a sequence in `.bin`.
-    pub(super) fn byte_range(&self, sequence: u64) -> Result<Range<usize>> {
+    pub(super) fn byte_range(&self, sequence: u64) -> Result<Range<u64>> {
         let found = usize::try_from(sequence).ok().and_then(|at| {
             let start = u64::from_le_bytes(*self.pointers().get(at)?);
             let length = u64::from(u32::from_le_bytes(*self.raw_lengths().get(at)?));
-            let end = start + length * self.dtype().item_bytes() as u64;
-            Some(usize::try_from(start).ok()?..usize::try_from(end).ok()?)
+            let item_bytes = self.dtype().item_bytes() as u64;
+            let end = start.checked_add(length * item_bytes);
+            // Always so in an index that was checked.
+            let end = end.filter(|&end| end <= self.bin_bytes() && start % item_bytes == 0);
+            Some(end.map(|end| start..end))
         });
-        found.ok_or_else(|| out_of_range("sequence", sequence, self.num_sequences()))
+        match found {
+            Some(Some(bytes)) => Ok(bytes),
+            Some(None) => Err(self.corrupt(format!("sequence {sequence} lies outside of .bin"))),
+            None => Err(out_of_range("sequence", sequence, self.num_sequences())),
+        }
+    }
+
+    /// The documents that hold these bytes of `.bin`, which must not be none.
+    pub(super) fn documents_at(&self, bytes: &Range<u64>) -> Range<u64> {
+        let sequence_at = |byte: u64| {
+            let pointers = self.pointers();
+            let after = pointers.partition_point(|&raw| u64::from_le_bytes(raw) <= byte);
+            (after as u64).saturating_sub(1)
+        };
+        let first = self.document_of(sequence_at(bytes.start));
+        let last = self.document_of(sequence_at(bytes.end.saturating_sub(1)));
+        first..last + 1
     }
 
     /// Length of a sequence in ids.
@@ -123,7 +171,17 @@ impl Index {
             let end = self.documents().get(at.checked_add(1)?)?;
             Some(u64::from_le_bytes(*start)..u64::from_le_bytes(*end))
         });
-        found.ok_or_else(|| out_of_range("document", document, self.num_documents()))
+        match found {
+            // Always so in an index that was checked.
+            Some(range) if range.start <= range.end && range.end <= self.num_sequences() => {
+                Ok(range)
+            }
+            Some(range) => Err(self.corrupt(format!(
+                "document {document} is said to hold the sequences {range:?} of {}",
+                self.num_sequences()
+            ))),
+            None => Err(out_of_range("document", document, self.num_documents())),
+        }
     }
 
     /// The document that holds a sequence.
@@ -227,26 +285,10 @@ impl Index {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::SplitMix;
     use super::*;
 
     const NUM_MUTATIONS: u64 = 300_000;
-
-    /// `SplitMix64`: a small generator whose stream is the same everywhere.
-    struct SplitMix(u64);
-
-    impl SplitMix {
-        fn next(&mut self) -> u64 {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = self.0;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            z ^ (z >> 31)
-        }
-
-        fn below(&mut self, n: usize) -> usize {
-            usize::try_from(self.next() % n as u64).unwrap()
-        }
-    }
 
     /// Two documents of three sequences of 2, 0 and 3 ids.
     fn valid() -> Vec<u8> {
@@ -272,7 +314,7 @@ mod tests {
             end = range.end;
             index.mode(sequence).unwrap();
         }
-        assert_eq!(end as u64, index.bin_bytes());
+        assert_eq!(end, index.bin_bytes());
         let mut next = 0;
         for document in 0..index.num_documents() {
             let sequences = index.document_sequences(document).unwrap();

@@ -1,15 +1,22 @@
 //! Joins datasets into one, in the order given, without loading them: the result is byte for byte
-//! what megatron-core's `add_index` calls in that order give. Memory is a few hundred bytes a part.
+//! what megatron-core's `add_index` calls in that order give. Memory is a few hundred bytes a part and
+//! 16 bytes a block of ids.
+//!
+//! Checksums are those of the parts, not computed anew, so damage that was in a part is found in the
+//! result. Only a part without a sidecar is read for it.
 
 use std::sync::Arc;
 
 use super::append::{AppendFile, write_index};
+use super::blocks::BlockSums;
 use super::header::Header;
 use super::prefix::Prefix;
 use super::publish::Staging;
 use super::reader::IndexedDataset;
+use super::sidecar::{JoinedNotes, Notes};
 use super::source::DocumentSource;
-use super::writer::{Written, require_alike};
+use super::verify::Verify;
+use super::writer::{Written, require_alike, write_sidecar};
 use crate::error::{Error, Result};
 use crate::vfs::{Disk, Vfs};
 
@@ -23,7 +30,7 @@ pub fn merge(output: &Prefix, parts: &[Prefix]) -> Result<Written> {
 pub fn merge_on(vfs: Arc<dyn Vfs>, output: &Prefix, parts: &[Prefix]) -> Result<Written> {
     let parts = parts
         .iter()
-        .map(|part| IndexedDataset::open_on(&*vfs, part))
+        .map(|part| IndexedDataset::open_on(&*vfs, part, Verify::Index))
         .collect::<Result<Vec<_>>>()?;
     let Some(first) = parts.first() else {
         return Err(Error::argument("there is nothing to merge"));
@@ -33,19 +40,22 @@ pub fn merge_on(vfs: Arc<dyn Vfs>, output: &Prefix, parts: &[Prefix]) -> Result<
         .iter()
         .find(|part| part.num_sequences() > 0)
         .is_some_and(IndexedDataset::has_modes);
+    let mut joined = JoinedNotes::default();
     for part in &parts {
         require_alike(part, dtype, has_modes)?;
+        joined.add(part)?;
     }
 
     let staging = Staging::begin(vfs, output)?;
-    let mut bin = AppendFile::create(Arc::clone(staging.vfs()), &output.new_bin())?;
+    let mut bin = AppendFile::create(
+        Arc::clone(staging.vfs()),
+        &output.new_bin(),
+        BlockSums::default(),
+    )?;
     for part in &parts {
-        bin.push_file(
-            &part.prefix().bin(),
-            part.num_tokens() * dtype.item_bytes() as u64,
-        )?;
+        bin.push_file(&part.prefix().bin(), &part.block_sums())?;
     }
-    bin.finish()?;
+    let sums = bin.finish()?;
 
     let written = Written {
         num_documents: parts.iter().map(DocumentSource::num_documents).sum(),
@@ -62,7 +72,7 @@ pub fn merge_on(vfs: Arc<dyn Vfs>, output: &Prefix, parts: &[Prefix]) -> Result<
         *sequences_before += part.num_sequences();
         Some(part.document_indices().skip(1).map(move |end| end + before))
     });
-    write_index(
+    let index = write_index(
         staging.vfs(),
         &output.new_idx(),
         &header,
@@ -73,6 +83,9 @@ pub fn merge_on(vfs: Arc<dyn Vfs>, output: &Prefix, parts: &[Prefix]) -> Result<
             .flat_map(|part| part.sequence_modes().unwrap_or_default())
             .copied(),
     )?;
+    let mut notes = Notes::default();
+    joined.finish(&mut notes);
+    write_sidecar(&staging, &header, written, &index, sums, notes)?;
     staging.publish()?;
     Ok(written)
 }

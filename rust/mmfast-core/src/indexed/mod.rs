@@ -1,11 +1,13 @@
 //! Megatron's indexed dataset (`<prefix>.bin` + `<prefix>.idx`, `MMIDIDX` version 1): documents made
-//! of sequences of token ids, each sequence with an optional mode byte.
+//! of sequences of token ids, each sequence with an optional mode byte. Beside the pair lies
+//! `<prefix>.mmf` with checksums and provenance; a pair without it is read as well.
 //!
 //! [`DatasetWriter`] and [`merge`] publish a pair of files at once; [`IndexedDataset`] checks and maps
 //! one. The data plane sees it through [`DocumentSource`], so that a stream can also run over
 //! documents that live in memory.
 
 mod append;
+mod blocks;
 mod gather;
 mod header;
 mod index;
@@ -15,9 +17,14 @@ mod prefix;
 mod publish;
 mod reader;
 mod scan;
+mod sidecar;
 mod source;
+#[cfg(test)]
+mod testing;
+mod verify;
 mod writer;
 
+pub use blocks::BLOCK_BYTES;
 pub use gather::Gather;
 pub use header::{Dtype, HEADER_BYTES, Header, MAGIC, VERSION};
 pub use map::Tokens;
@@ -25,5 +32,7 @@ pub use merge::{merge, merge_on};
 pub use prefix::Prefix;
 pub use reader::IndexedDataset;
 pub use scan::{NUM_MODALITIES, Scan, scan};
+pub use sidecar::{Notes, Sidecar};
 pub use source::DocumentSource;
+pub use verify::{DamagedBlock, Verify};
 pub use writer::{DatasetWriter, Written};

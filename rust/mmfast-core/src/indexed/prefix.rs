@@ -1,5 +1,5 @@
-//! Names of the files of a dataset, all beside each other: `<prefix>.bin`, `<prefix>.idx` and what a
-//! writer keeps there while it works.
+//! Names of the files of a dataset, all beside each other: `<prefix>.bin`, `<prefix>.idx`, the
+//! optional sidecar `<prefix>.mmf`, and what a writer keeps there while it works.
 
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,8 @@ impl Prefix {
             )));
         };
         let extension = Path::new(name).extension();
-        if extension.is_some_and(|extension| extension == "bin" || extension == "idx") {
+        if extension.is_some_and(|extension| ["bin", "idx", "mmf"].iter().any(|e| extension == *e))
+        {
             return Err(Error::argument(format!(
                 "{} is a file of a dataset; give its prefix, the path without .bin or .idx",
                 path.display()
@@ -44,6 +45,11 @@ impl Prefix {
         self.with(".idx")
     }
 
+    /// Checksums and provenance of the two; may be absent.
+    pub fn sidecar(&self) -> PathBuf {
+        self.with(".mmf")
+    }
+
     /// Token ids in the making.
     pub fn new_bin(&self) -> PathBuf {
         self.with(".bin.tmp")
@@ -54,6 +60,11 @@ impl Prefix {
         self.with(".idx.tmp")
     }
 
+    /// Sidecar in the making.
+    pub fn new_sidecar(&self) -> PathBuf {
+        self.with(".mmf.tmp")
+    }
+
     /// The dataset's previous token ids, while it is being replaced.
     pub fn old_bin(&self) -> PathBuf {
         self.with(".bin.old")
@@ -62,6 +73,11 @@ impl Prefix {
     /// The dataset's previous index, while it is being replaced.
     pub fn old_idx(&self) -> PathBuf {
         self.with(".idx.old")
+    }
+
+    /// The dataset's previous sidecar, while it is being replaced; empty if there was none.
+    pub fn old_sidecar(&self) -> PathBuf {
+        self.with(".mmf.old")
     }
 
     /// Lock of the one writer.
@@ -89,7 +105,7 @@ mod tests {
 
     #[test]
     fn a_file_name_instead_of_a_prefix_is_refused() {
-        for bad in ["/data/train.bin", "train.idx", "/", ""] {
+        for bad in ["/data/train.bin", "train.idx", "train.mmf", "/", ""] {
             assert!(
                 matches!(Prefix::new(bad), Err(Error::InvalidArgument(_))),
                 "{bad}"

@@ -1,15 +1,18 @@
-//! How a new pair of files takes the place of an old one without ever being mixed with it.
+//! How new files take the place of old ones without ever being mixed with them.
 //!
-//! Writers work on `<prefix>.bin.tmp` and `<prefix>.idx.tmp` under `<prefix>.lock`. To publish:
+//! Writers work on `<prefix>.bin.tmp`, `<prefix>.mmf.tmp` and `<prefix>.idx.tmp` under
+//! `<prefix>.lock`. To publish:
 //!
-//! 1. the old pair steps aside, `.idx` first: from here on there is no dataset;
-//! 2. the new `.bin` is renamed into place;
+//! 1. the old files step aside, `.idx` first: from here on there is no dataset. Where there was no
+//!    `.mmf`, an empty `.mmf.old` says so;
+//! 2. the new `.bin` and the new `.mmf` are renamed into place;
 //! 3. the new `.idx` is renamed into place: this commits;
-//! 4. the old pair is removed, `.bin.old` first.
+//! 4. the old files are removed, `.idx.old` last.
 //!
 //! The folder is made durable after each step, so a crash leaves one of two states. `.idx` is there:
-//! the new pair is whole. Only `.idx.old` is there: the old pair is whole, under its own or its
-//! stepped-aside name, and [`recover`] puts it back. Whoever opens the dataset next does that.
+//! the new files are whole. Only `.idx.old` is there: each old file is whole, under its stepped-aside
+//! name if it has one and else under its own, and [`recover`] puts it back. Whoever opens the dataset
+//! next does that.
 
 use std::sync::Arc;
 
@@ -49,7 +52,7 @@ impl Staging {
         &self.prefix
     }
 
-    /// Puts the finished, synced temporary pair in place. On an error the old pair stays or comes
+    /// Puts the finished, synced temporary files in place. On an error the old ones stay or come
     /// back, unless even that fails; then the next one to open the dataset brings it back.
     pub(super) fn publish(mut self) -> Result<()> {
         let swapped = self.swap();
@@ -67,12 +70,20 @@ impl Staging {
         if vfs.exists(&prefix.idx())? {
             vfs.rename(&prefix.idx(), &prefix.old_idx())?;
             vfs.sync_folder_of(prefix.path())?;
+            if vfs.exists(&prefix.sidecar())? {
+                vfs.rename(&prefix.sidecar(), &prefix.old_sidecar())?;
+            } else {
+                vfs.create(&prefix.old_sidecar())?;
+            }
+            vfs.sync_folder_of(prefix.path())?;
             if vfs.exists(&prefix.bin())? {
                 vfs.rename(&prefix.bin(), &prefix.old_bin())?;
                 vfs.sync_folder_of(prefix.path())?;
             }
         }
         vfs.rename(&prefix.new_bin(), &prefix.bin())?;
+        vfs.sync_folder_of(prefix.path())?;
+        vfs.rename(&prefix.new_sidecar(), &prefix.sidecar())?;
         vfs.sync_folder_of(prefix.path())?;
         vfs.rename(&prefix.new_idx(), &prefix.idx())?;
         vfs.sync_folder_of(prefix.path())
@@ -85,12 +96,13 @@ impl Drop for Staging {
         if !self.is_published && self.process == std::process::id() {
             // What cannot be removed now is overwritten by the next writer.
             self.vfs.remove(&self.prefix.new_bin()).ok();
+            self.vfs.remove(&self.prefix.new_sidecar()).ok();
             self.vfs.remove(&self.prefix.new_idx()).ok();
         }
     }
 }
 
-/// Brings a prefix whose publication was interrupted back to one whole pair. Needs the lock.
+/// Brings a prefix whose publication was interrupted back to one whole dataset. Needs the lock.
 pub(super) fn recover(vfs: &dyn Vfs, prefix: &Prefix) -> Result<()> {
     if vfs.exists(&prefix.idx())? {
         return remove_old(vfs, prefix);
@@ -102,19 +114,27 @@ pub(super) fn recover(vfs: &dyn Vfs, prefix: &Prefix) -> Result<()> {
         vfs.rename(&prefix.old_bin(), &prefix.bin())?;
         vfs.sync_folder_of(prefix.path())?;
     }
+    if vfs.exists(&prefix.old_sidecar())? {
+        if vfs.open(&prefix.old_sidecar())?.num_bytes()? > 0 {
+            vfs.rename(&prefix.old_sidecar(), &prefix.sidecar())?;
+        } else {
+            vfs.remove(&prefix.sidecar())?;
+            vfs.sync_folder_of(prefix.path())?;
+            vfs.remove(&prefix.old_sidecar())?;
+        }
+        vfs.sync_folder_of(prefix.path())?;
+    }
     vfs.rename(&prefix.old_idx(), &prefix.idx())?;
     vfs.sync_folder_of(prefix.path())
 }
 
-/// `.bin.old` goes first, so that it is never found without the `.idx.old` that it belongs to.
+/// `.idx.old` goes last, so that no other is ever found without the one that it belongs to.
 fn remove_old(vfs: &dyn Vfs, prefix: &Prefix) -> Result<()> {
-    if vfs.exists(&prefix.old_bin())? {
-        vfs.remove(&prefix.old_bin())?;
-        vfs.sync_folder_of(prefix.path())?;
-    }
-    if vfs.exists(&prefix.old_idx())? {
-        vfs.remove(&prefix.old_idx())?;
-        vfs.sync_folder_of(prefix.path())?;
+    for old in [prefix.old_bin(), prefix.old_sidecar(), prefix.old_idx()] {
+        if vfs.exists(&old)? {
+            vfs.remove(&old)?;
+            vfs.sync_folder_of(prefix.path())?;
+        }
     }
     Ok(())
 }

@@ -2,23 +2,28 @@
 //!
 //! Both files are mapped, so opening costs one pass over the index and reading an id costs a load.
 //! What is checked at opening: the header, that the arrays fill `.idx` exactly, that lengths,
-//! offsets and document boundaries are consistent, and that `.bin` has exactly the size they imply.
-//! After that no index into the maps can be out of bounds.
+//! offsets and document boundaries are consistent, that `.bin` has exactly the size they imply, and
+//! that the sidecar, if there is one, belongs to the two. After that no index into the maps can be out
+//! of bounds. [`Verify`] asks for less, or for checksums of the ids as well.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use xxhash_rust::xxh3::Xxh3;
 
+use super::blocks::BlockSums;
 use super::header::Dtype;
 use super::index::Index;
 use super::map::{Map, Tokens};
 use super::prefix::Prefix;
 use super::publish;
+use super::sidecar::Sidecar;
 use super::source::DocumentSource;
+use super::verify::{self, Checksums, DamagedBlock, Touched, Verify};
 use crate::error::{Error, Result};
-use crate::vfs::{Disk, Vfs};
+use crate::vfs::{Disk, File, Vfs};
 
 /// Attempts to open while a writer is replacing the files, and the wait between them.
 const OPEN_ATTEMPTS: usize = 100;
@@ -34,20 +39,23 @@ pub struct IndexedDataset {
     prefix: Prefix,
     index: Index,
     bin: Map,
+    sidecar: Option<(Sidecar, Checksums)>,
+    /// Present if blocks are to be checked when they are first read.
+    touched: Option<Touched>,
     fingerprint: OnceLock<u64>,
 }
 
 impl IndexedDataset {
     /// Opens `<prefix>.bin` and `<prefix>.idx` and checks them.
     pub fn open(prefix: &Prefix) -> Result<Self> {
-        Self::open_on(&Disk, prefix)
+        Self::open_on(&Disk, prefix, Verify::default())
     }
 
-    /// [`Self::open`] on a given file system.
+    /// [`Self::open`] on a given file system, with a given level of verification.
     ///
-    /// A pair whose replacement was cut short by a crash is first put back as it was before. A pair
+    /// [`Error::InvalidArgument`] if checksums are asked for and there is no sidecar. A pair whose replacement was cut short by a crash is first put back as it was before. A pair
     /// that is being replaced right now is waited for.
-    pub fn open_on(vfs: &dyn Vfs, prefix: &Prefix) -> Result<Self> {
+    pub fn open_on(vfs: &dyn Vfs, prefix: &Prefix, level: Verify) -> Result<Self> {
         for _ in 0..OPEN_ATTEMPTS {
             if !vfs.exists(&prefix.idx())? && vfs.exists(&prefix.old_idx())? {
                 match vfs.lock(&prefix.lock()) {
@@ -58,28 +66,114 @@ impl IndexedDataset {
                 continue;
             }
             let idx = vfs.open(&prefix.idx())?;
-            let bin = vfs.open(&prefix.bin())?;
-            // Between the two a writer may have published: then they do not belong together.
-            if idx.is_in_place()? && bin.is_in_place()? {
-                let index = Index::open(&idx)?;
-                let bin_bytes = bin.num_bytes()?;
-                if bin_bytes != index.bin_bytes() {
-                    return Err(Error::corrupt(
-                        bin.path(),
-                        bin_size_mismatch(&index, bin_bytes),
-                    ));
-                }
-                return Ok(Self {
-                    prefix: prefix.clone(),
-                    index,
-                    bin: Map::new(&bin)?,
-                    fingerprint: OnceLock::new(),
-                });
+            let others = open_others(vfs, prefix, level);
+            // A writer takes the `.idx` away first and brings it last: while it is in place, the
+            // others are those that belong to it, and if one is missing, it is missing.
+            if idx.is_in_place()? {
+                let (bin, sidecar) = others?;
+                return Self::over(prefix, &idx, &bin, sidecar.as_ref(), level);
             }
         }
         Err(Error::Locked {
             path: prefix.lock(),
         })
+    }
+
+    fn over(
+        prefix: &Prefix,
+        idx: &File,
+        bin: &File,
+        sidecar: Option<&File>,
+        level: Verify,
+    ) -> Result<Self> {
+        let index = match level {
+            Verify::None => Index::open_unchecked(idx)?,
+            _ => Index::open(idx)?,
+        };
+        let bin_bytes = bin.num_bytes()?;
+        if bin_bytes != index.bin_bytes() {
+            return Err(Error::corrupt(
+                bin.path(),
+                bin_size_mismatch(&index, bin_bytes),
+            ));
+        }
+        let sidecar = match sidecar {
+            Some(file) => {
+                let sidecar = Sidecar::parse(file.path(), Map::new(file)?.bytes())?;
+                sidecar.require_belongs(file.path(), &index)?;
+                let checksums = Checksums::new(&sidecar.sums);
+                Some((sidecar, checksums))
+            }
+            None => None,
+        };
+        let mut dataset = Self {
+            prefix: prefix.clone(),
+            index,
+            bin: Map::new(bin)?,
+            sidecar,
+            touched: None,
+            fingerprint: OnceLock::new(),
+        };
+        if level.needs_checksums() {
+            let num_blocks = dataset.require_checksums()?.num_blocks();
+            match level {
+                Verify::Full => dataset.require_sound_blocks()?,
+                _ => dataset.touched = Some(Touched::new(num_blocks)),
+            }
+        }
+        Ok(dataset)
+    }
+
+    /// Checks again what [`Verify`] checks at opening, now; lazily means all.
+    pub fn verify(&self, level: Verify) -> Result<()> {
+        if level == Verify::None {
+            return Ok(());
+        }
+        self.index.require_sound()?;
+        if let Some(sidecar) = self.sidecar() {
+            sidecar.require_belongs(&self.prefix.sidecar(), &self.index)?;
+        }
+        if level.needs_checksums() {
+            self.require_checksums()?;
+            self.require_sound_blocks()?;
+        }
+        Ok(())
+    }
+
+    /// Compares blocks with their checksums, all that have one if the range is longer.
+    pub fn damaged_blocks(&self, blocks: Range<usize>) -> Result<Vec<DamagedBlock>> {
+        let checksums = self.require_checksums()?;
+        let blocks = blocks.start..blocks.end.min(checksums.num_blocks());
+        let check = |block| checksums.check(block, self.bin.bytes(), &self.index);
+        Ok(blocks.filter_map(check).collect())
+    }
+
+    /// The sidecar, if there is one and [`Verify::None`] did not ask to ignore it.
+    pub fn sidecar(&self) -> Option<&Sidecar> {
+        Some(&self.sidecar.as_ref()?.0)
+    }
+
+    /// The sums of `.bin`: those of the sidecar, or else computed from what is there.
+    pub(super) fn block_sums(&self) -> Cow<'_, BlockSums> {
+        match self.sidecar() {
+            Some(sidecar) => Cow::Borrowed(&sidecar.sums),
+            None => Cow::Owned(BlockSums::of(self.bin.bytes())),
+        }
+    }
+
+    fn require_checksums(&self) -> Result<&Checksums> {
+        let checksums = self.sidecar.as_ref().map(|(_, checksums)| checksums);
+        checksums.ok_or_else(|| {
+            Error::argument(format!(
+                "{} is not there, so there are no checksums to compare; verify the index only, or \
+                 write a sidecar by merging the dataset into itself",
+                self.prefix.sidecar().display()
+            ))
+        })
+    }
+
+    fn require_sound_blocks(&self) -> Result<()> {
+        verify::require_none(&self.prefix.bin(), &self.damaged_blocks(0..usize::MAX)?)
     }
 
     /// Where it is.
@@ -104,7 +198,23 @@ impl IndexedDataset {
 
     /// All ids of the file.
     pub fn tokens(&self) -> Result<Tokens<'_>> {
-        self.view(0..self.bin.bytes().len())
+        self.view(0..self.bin.bytes().len() as u64)
+    }
+
+    /// All ids of the file, whatever the level of verification. Who takes parts of them calls
+    /// [`Self::touch`] first.
+    pub fn untouched_tokens(&self) -> Result<Tokens<'_>> {
+        self.view_untouched(&(0..self.bin.bytes().len() as u64))
+    }
+
+    /// Gives back a range of ids as soon as they may be read: with [`Verify::Lazy`], once the blocks
+    /// that hold them have been checked.
+    pub fn touch(&self, tokens: Range<usize>) -> Result<Range<usize>> {
+        let item_bytes = self.dtype().item_bytes() as u64;
+        let [start, end] =
+            [tokens.start, tokens.end].map(|at| (at as u64).saturating_mul(item_bytes));
+        self.touch_bytes(&(start..end))?;
+        Ok(tokens)
     }
 
     /// The ids of one sequence.
@@ -115,8 +225,11 @@ impl IndexedDataset {
     /// Where a sequence lies among all ids.
     pub fn token_range(&self, sequence: u64) -> Result<Range<usize>> {
         let bytes = self.index.byte_range(sequence)?;
-        let item_bytes = self.dtype().item_bytes();
-        Ok(bytes.start / item_bytes..bytes.end / item_bytes)
+        let item_bytes = self.dtype().item_bytes() as u64;
+        // They lie inside the map, so they fit.
+        let [start, end] = [bytes.start, bytes.end]
+            .map(|at| usize::try_from(at / item_bytes).unwrap_or(usize::MAX));
+        Ok(start..end)
     }
 
     /// Lengths of all sequences.
@@ -139,8 +252,29 @@ impl IndexedDataset {
         self.index.document_of(sequence)
     }
 
-    fn view(&self, bytes: Range<usize>) -> Result<Tokens<'_>> {
-        let view = self.bin.bytes().get(bytes);
+    fn touch_bytes(&self, bytes: &Range<u64>) -> Result<()> {
+        let (Some(touched), Some((_, checksums))) = (&self.touched, &self.sidecar) else {
+            return Ok(());
+        };
+        touched.require_sound(
+            bytes,
+            checksums,
+            self.bin.bytes(),
+            &self.index,
+            &self.prefix,
+        )
+    }
+
+    fn view(&self, bytes: Range<u64>) -> Result<Tokens<'_>> {
+        self.touch_bytes(&bytes)?;
+        self.view_untouched(&bytes)
+    }
+
+    fn view_untouched(&self, bytes: &Range<u64>) -> Result<Tokens<'_>> {
+        let start = usize::try_from(bytes.start).ok();
+        let view = start
+            .zip(usize::try_from(bytes.end).ok())
+            .and_then(|(start, end)| self.bin.bytes().get(start..end));
         let view = view.and_then(|bytes| Tokens::view(bytes, self.dtype()));
         // The maps start on a page and offsets are whole ids, so this is never reached.
         view.ok_or_else(|| Error::corrupt(&self.prefix.bin(), "ids are not aligned"))
@@ -207,6 +341,14 @@ impl DocumentSource for IndexedDataset {
     fn fingerprint(&self) -> u64 {
         *self.fingerprint.get_or_init(|| self.compute_fingerprint())
     }
+}
+
+/// Opens `.bin` and, unless it is not asked for, the sidecar if there is one.
+fn open_others(vfs: &dyn Vfs, prefix: &Prefix, level: Verify) -> Result<(File, Option<File>)> {
+    let bin = vfs.open(&prefix.bin())?;
+    let has_sidecar = level != Verify::None && vfs.exists(&prefix.sidecar())?;
+    let sidecar = has_sidecar.then(|| vfs.open(&prefix.sidecar()));
+    Ok((bin, sidecar.transpose()?))
 }
 
 fn bin_size_mismatch(index: &Index, bin_bytes: u64) -> String {

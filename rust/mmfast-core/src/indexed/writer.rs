@@ -6,12 +6,14 @@
 
 use std::sync::Arc;
 
-use super::append::{AppendFile, write_index};
+use super::append::{AppendFile, WrittenIndex, write_index};
+use super::blocks::BlockSums;
 use super::header::{Dtype, Header};
 use super::map::Tokens;
 use super::prefix::Prefix;
 use super::publish::Staging;
 use super::reader::IndexedDataset;
+use super::sidecar::{JoinedNotes, Notes, PairFacts, Sidecar};
 use super::source::DocumentSource;
 use crate::error::{Error, Result};
 use crate::vfs::{Disk, Vfs};
@@ -35,7 +37,7 @@ pub struct Written {
 /// Every call that adds something either adds all of it or, on a bad argument, nothing.
 #[derive(Debug)]
 pub struct DatasetWriter {
-    bin: AppendFile,
+    bin: AppendFile<BlockSums>,
     dtype: Dtype,
     has_modes: bool,
     lengths: Vec<u32>,
@@ -45,6 +47,8 @@ pub struct DatasetWriter {
     num_tokens: u64,
     /// Ids before the document that is open now.
     tokens_before_document: u64,
+    notes: Notes,
+    joined: JoinedNotes,
     staging: Staging,
 }
 
@@ -64,7 +68,11 @@ impl DatasetWriter {
         has_modes: bool,
     ) -> Result<Self> {
         let staging = Staging::begin(vfs, prefix)?;
-        let bin = AppendFile::create(Arc::clone(staging.vfs()), &prefix.new_bin())?;
+        let bin = AppendFile::create(
+            Arc::clone(staging.vfs()),
+            &prefix.new_bin(),
+            BlockSums::default(),
+        )?;
         Ok(Self {
             bin,
             dtype,
@@ -74,8 +82,15 @@ impl DatasetWriter {
             document_ends: Vec::new(),
             num_tokens: 0,
             tokens_before_document: 0,
+            notes: Notes::default(),
+            joined: JoinedNotes::default(),
             staging,
         })
+    }
+
+    /// What the sidecar will say of the data beyond its bytes.
+    pub fn set_notes(&mut self, notes: Notes) {
+        self.notes = notes;
     }
 
     /// Number type of the ids.
@@ -145,12 +160,14 @@ impl DatasetWriter {
 
     /// Adds all documents of a published dataset, copying its ids inside the kernel.
     ///
-    /// [`Error::InvalidArgument`] if its dtype or its having modes differs from this dataset's.
+    /// [`Error::InvalidArgument`] if its dtype or its having modes differs from this dataset's, and
+    /// [`Error::VocabularyMismatch`] if it names another vocabulary than those added before.
     pub fn add_dataset(&mut self, dataset: &IndexedDataset) -> Result<()> {
         self.require_whole_documents()?;
         require_alike(dataset, self.dtype, self.has_modes)?;
-        let num_bytes = dataset.num_tokens() * self.dtype.item_bytes() as u64;
-        self.bin.push_file(&dataset.prefix().bin(), num_bytes)?;
+        self.joined.add(dataset)?;
+        self.bin
+            .push_file(&dataset.prefix().bin(), &dataset.block_sums())?;
         let sequences_before = self.lengths.len() as u64;
         self.lengths.extend(dataset.sequence_lengths());
         if self.has_modes {
@@ -177,16 +194,16 @@ impl DatasetWriter {
     }
 
     /// Makes everything durable and publishes it under the prefix.
-    pub fn finish(self) -> Result<Written> {
+    pub fn finish(mut self) -> Result<Written> {
         self.require_whole_documents()?;
         let written = self.written();
-        self.bin.finish()?;
+        let sums = self.bin.finish()?;
         let header = Header {
             dtype: self.dtype,
             num_sequences: written.num_sequences,
             num_document_indices: written.num_documents + 1,
         };
-        write_index(
+        let index = write_index(
             self.staging.vfs(),
             &self.staging.prefix().new_idx(),
             &header,
@@ -194,6 +211,8 @@ impl DatasetWriter {
             std::iter::once(0).chain(self.document_ends.iter().copied()),
             self.modes.iter().copied(),
         )?;
+        self.joined.finish(&mut self.notes);
+        write_sidecar(&self.staging, &header, written, &index, sums, self.notes)?;
         self.staging.publish()?;
         Ok(written)
     }
@@ -320,6 +339,30 @@ impl DatasetWriter {
             }
         }
     }
+}
+
+/// Writes the sidecar of a pair whose files are complete and makes it durable.
+pub(super) fn write_sidecar(
+    staging: &Staging,
+    header: &Header,
+    written: Written,
+    index: &WrittenIndex,
+    sums: BlockSums,
+    notes: Notes,
+) -> Result<()> {
+    let facts = PairFacts {
+        dtype: header.dtype,
+        num_sequences: header.num_sequences,
+        num_document_indices: header.num_document_indices,
+        num_tokens: written.num_tokens,
+        bin_bytes: sums.num_bytes(),
+        idx_bytes: index.num_bytes,
+        idx_hash: index.hash,
+    };
+    let vfs = staging.vfs();
+    let mut file = vfs.create(&staging.prefix().new_sidecar())?;
+    vfs.write(&mut file, &Sidecar::new(facts, sums, notes).encode())?;
+    vfs.sync(&file)
 }
 
 /// [`Error::InvalidArgument`] unless a dataset can be appended to one of this dtype and kind.
