@@ -78,6 +78,7 @@ class BatchLoader:
         seed: int,
         window_documents: int,
         bin_tokens: int,
+        max_document_tokens: int | None,
         global_batch_bins: int,
         overlong: str,
         rank: int,

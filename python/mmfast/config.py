@@ -71,8 +71,10 @@ def load_config(
     try:
         return cast("T", OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
-        cause = error.__cause__ if isinstance(error.__cause__, ValueError) else error
-        raise ConfigError(f"{_first_line(cause)}") from error
+        if isinstance(error.__cause__, ValueError):
+            raise ConfigError(_first_line(error.__cause__)) from error
+        key = str(getattr(error, "full_key", "") or "")
+        raise ConfigError(f"key {key!r}: {_first_line(error)}") from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -113,26 +115,73 @@ def _merge_all(
         key, equals, _ = override.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"argument {override!r} is not of the form key.path=value")
+        where = f"argument {override!r}"
         try:
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override.lstrip("-")]))
-        except (OmegaConfBaseException, yaml.YAMLError) as error:
-            raise _explained(schema, error, f"argument {override!r}") from error
+            layer = OmegaConf.from_dotlist([override.lstrip("-")])
+            if misfit := _misfit(merged, layer):
+                raise ConfigError(f"{where}: key {misfit[0]!r} {misfit[1]}")
+            merged = OmegaConf.merge(merged, layer)
+        except yaml.YAMLError as error:
+            problem = getattr(error, "problem", None) or _first_line(error)
+            raise ConfigError(f"{where}: the value is not valid YAML: {problem}") from error
+        except OmegaConfBaseException as error:
+            raise _explained(schema, error, where) from error
+        except (IndexError, TypeError) as error:  # OmegaConf's parser of keys and brackets
+            raise ConfigError(f"{where} is not of the form key.path=value") from error
     return merged
 
 
 def _merge(schema: type, merged: Any, text: str, *, source: str) -> Any:
     try:
-        layer = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
+        layer = _layer(merged, text, source=source)
         return OmegaConf.merge(merged, layer)
+    except ConfigError:
+        raise
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{source}:{mark.line + 1}" if mark else source
         raise ConfigError(f"{where}: not valid YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML: {_first_line(error)}") from error
     except OmegaConfBaseException as error:
         line = _line_of_key(text, str(getattr(error, "full_key", "") or ""))
         raise _explained(schema, error, f"{source}:{line}" if line else source) from error
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from error
+
+
+def _layer(merged: Any, text: str, *, source: str) -> Any:
+    """A YAML text as a layer that has the schema's sections; raises what `yaml` and OmegaConf do."""
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if root is not None and not isinstance(root, yaml.MappingNode):
+        kind = "a list" if isinstance(root, yaml.SequenceNode) else repr(root.value)
+        line = root.start_mark.line + 1
+        raise ConfigError(f"{source}:{line}: a configuration holds `key: value`, found {kind}")
+    layer = OmegaConf.create(text if root is not None else "{}")
+    if misfit := _misfit(merged, layer):
+        raise ConfigError(
+            f"{source}:{_line_of_key(text, misfit[0])}: key {misfit[0]!r} {misfit[1]}"
+        )
+    return layer
+
+
+def _misfit(merged: Any, layer: Any) -> tuple[str, str] | None:
+    """The first key of `layer` that gives a value for a section, or keys for a list, and why not."""
+
+    def search(here: Any, there: Any, path: str) -> tuple[str, str] | None:
+        if isinstance(here, dict):
+            if not isinstance(there, dict):
+                return path, f"is a section with keys of its own, found {there!r}"
+            for name, value in there.items():
+                if name in here and (
+                    found := search(here[name], value, f"{path}.{name}" if path else str(name))
+                ):
+                    return found
+        elif isinstance(here, list) and isinstance(there, dict):
+            return path, "is a list and is given as a whole, e.g. [{…}, {…}]; found keys of its own"
+        return None
+
+    return search(OmegaConf.to_container(merged), OmegaConf.to_container(layer), "")
 
 
 def _explained(schema: type, error: Exception, where: str) -> ConfigError:

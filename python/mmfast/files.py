@@ -60,7 +60,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise CorruptDataError(f"{path} is not JSON: {error}") from error
     if not isinstance(document, dict):
         raise CorruptDataError(f"{path} holds a JSON {type(document).__name__}, not an object")
@@ -80,7 +80,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 record = json.loads(line.decode("utf-8"))
-            except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
                 raise CorruptDataError(f"{path}:{number} is not JSON: {error}") from error
             if not isinstance(record, dict):
                 raise CorruptDataError(

@@ -1,6 +1,7 @@
 """Runs training scenarios in forked processes, one after another, as they come in on stdin.
 
-A line of input is a scenario in JSON: a training run, or a script that every rank runs. torch is
+A line of input is a scenario in JSON: a training run, the same through the command with its own way to
+end, or a script that every rank runs. torch is
 imported once; each rank of each scenario is a fork of this process. A scenario may name a rank that
 ends itself at a step: by SIGKILL in the midst of the step or of a save, or by SIGTERM, as a machine's
 scheduler would. A line of output is the list of the ranks' exit codes.
@@ -18,6 +19,7 @@ import transformers
 
 import mmfast.train.checkpoint
 import mmfast.train.trainer
+from mmfast.cli import run_verb
 from mmfast.train import load_train_config, train
 
 
@@ -62,9 +64,13 @@ def fork_rank(scenario, rank, port):
         else:
             if scenario.get("die", {}).get("rank") == rank:
                 arm(scenario["die"])
+            if scenario.get("command"):
+                run_verb("train", ["tiny", *scenario["overrides"]])
             config = load_train_config("tiny", scenario["overrides"])
             train(config, resume=scenario.get("resume", "auto"))
         code = 0
+    except SystemExit as ending:
+        code = ending.code
     except BaseException:  # noqa: BLE001 -- a fork must never return into the parent's loop
         traceback.print_exc()
     finally:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 
 import pytest
@@ -14,7 +15,7 @@ from mmfast.errors import (
     UsageError,
     VocabularyMismatchError,
 )
-from mmfast.train import load_train_config, train
+from mmfast.train import checkpoint, load_train_config, train, trainer
 from mmfast.train.checkpoint import list_checkpoints
 from mmfast.vocab import Vocabulary
 
@@ -110,7 +111,11 @@ def test_a_dry_run_prints_the_batch_and_writes_nothing(arguments, dataset, tmp_p
         ("data.prefix=/nowhere/data", 2, "there is no dataset /nowhere/data"),
         ("data.prefix=''", 2, "no dataset is named"),
         ("data.bin_tokens=8", 2, "cannot make the next batch"),
-        ("model.context_length=8", 2, "exceeds model.context_length 8"),
+        (
+            "model.context_length=8",
+            2,
+            "does not fit model.context_length 8; raise it, or set overlong",
+        ),
         ("model.init_from=/nowhere", 2, "/nowhere is not an exported model"),
     ],
 )
@@ -146,6 +151,104 @@ def test_datasets_with_different_vocabularies_are_refused(arguments, dataset, tm
     with pytest.raises(VocabularyMismatchError, match="special token 'break'"):
         train(config)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_dataset_whose_image_tokenizer_was_retrained_is_refused(
+    arguments, dataset, tmp_path, capsys, dry
+):
+    folder = tmp_path / "data"
+    shutil.copytree(dataset.parent, folder)
+    (folder / "fsq").mkdir()
+    (folder / "fsq" / "config.json").write_text('{"kind": "fsq", "fingerprint": "later"}')
+    recipe = {"recipe": "folder", "image_tokenizer": {"path": "fsq", "fingerprint": "before"}}
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    with pytest.raises(SystemExit) as ending:
+        run_verb("train", ["tiny", *arguments, f"data.prefix={folder / dataset.name}", *dry])
+    assert ending.value.code == 1
+    assert "has fingerprint later" in (error := capsys.readouterr().err)
+    assert "was prepared with before" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_going_on_from_an_older_checkpoint_leaves_one_history(arguments, dataset, tmp_path, capsys):
+    run, validation = tmp_path / "run", f"data.validation_prefix={dataset}"
+    every = ["train.steps=6", "train.checkpoint_every=2", "train.keep_latest=9", validation]
+    train(load_train_config("tiny", [*arguments, *every]))
+    shorter = load_train_config("tiny", [*arguments, *every, "train.steps=5"])
+    train(shorter, resume=str(run / "checkpoints" / "step-2"))
+    assert "removed the later step-4, step-6" in capsys.readouterr().err
+    assert [path.name for path in list_checkpoints(run / "checkpoints")] == [
+        "step-2",
+        "step-4",
+        "step-5",
+    ]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [(line["step"], line.get("split")) for line in lines]
+    assert steps == [*((step, None) for step in range(1, 6)), (5, "validation")]
+    before = files_below(run), (run / "metrics.jsonl").read_bytes()
+    train(shorter)
+    assert (files_below(run), (run / "metrics.jsonl").read_bytes()) == before
+
+
+def test_a_checkpoint_of_another_run_does_not_mix_with_the_one_in_the_folder(
+    finished, arguments, tmp_path
+):
+    shutil.copytree(finished, tmp_path / "other")
+    with pytest.raises(UsageError, match="already holds a run with step-2"):
+        train(load_train_config("tiny", arguments), resume=f"{tmp_path}/other/checkpoints/step-2")
+
+
+def test_a_checkpoint_of_the_same_name_is_replaced_and_comes_after_its_metrics(
+    finished, arguments, tmp_path, monkeypatch
+):
+    stale = finished / "checkpoints" / "step-4"
+    in_order, synced = [], set()
+    original, fsync = checkpoint.publish, os.fsync
+
+    def note(stat):
+        return stat.st_ino, stat.st_size
+
+    def record(descriptor):
+        synced.add(note(os.fstat(descriptor)))
+        fsync(descriptor)
+
+    def publish(temporary, final):
+        shutil.copytree(finished / "checkpoints" / "step-2", stale)
+        (stale / "stale").touch()
+        in_order.append(note((finished / "metrics.jsonl").stat()) in synced)
+        original(temporary, final)
+
+    monkeypatch.setattr(os, "fsync", record)
+    monkeypatch.setattr(checkpoint, "publish", publish)
+    config = load_train_config("tiny", [*arguments, "train.steps=4"])
+    train(config)
+    assert in_order == [True]
+    assert not (stale / "stale").exists()
+    assert checkpoint.read_state(stale).step == 4
+    assert not [name for name in files_below(finished) if ".tmp" in name]
+
+
+@pytest.mark.parametrize("stopped_at", ["after the save", "before the last validation"])
+def test_the_last_validation_is_written_once(arguments, dataset, tmp_path, stopped_at, monkeypatch):
+    config = load_train_config("tiny", [*arguments, f"data.validation_prefix={dataset}"])
+
+    def killed(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        if stopped_at == "after the save":
+            patched.setattr(trainer, "export_model", killed)
+        else:
+            patched.setattr(trainer._Run, "_validate", killed)
+            # A SIGTERM in the last step saves, and leaves before it validates.
+            patched.setattr(trainer._Run, "_is_validated", trainer._Run._save)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    for _ in range(2):
+        train(config)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line).get("split") for line in lines] == [None, None, "validation"]
 
 
 def test_an_exported_model_with_another_vocabulary_is_refused(

@@ -1,7 +1,11 @@
 """Whole training runs in processes of their own: world sizes, kills, signals, resumes."""
 
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,6 +81,27 @@ def test_sigterm_saves_and_exits_with_zero(unbroken, launch, read_losses, tmp_pa
     assert codes == [0, 0], logged
     assert "step-4 at step 4" in logged
     assert read_losses(tmp_path / "run") == read_losses(unbroken(2))
+
+
+def test_torchrun_passes_sigterm_on_and_the_state_is_saved(dataset, tiny_model, tmp_path):
+    module = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = [*tiny_model, f"data.prefix={dataset}", f"output={tmp_path / 'run'}"]
+    with subprocess.Popen(
+        [sys.executable, *module, "-m", "mmfast.train", "tiny", *arguments, "train.steps=1000000"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as torchrun:
+        logged = []
+        for line in torchrun.stderr:
+            logged.append(line)
+            if "step 3/1000000" in line:
+                torchrun.send_signal(signal.SIGTERM)
+    stopped = [line for line in logged if "stopped by SIGTERM after step" in line]
+    assert stopped, "".join(logged)[-2000:]
+    step = int(stopped[0].split("after step ")[1].split(";")[0])
+    assert (tmp_path / "run" / "checkpoints" / f"step-{step}" / "state.json").is_file()
+    assert torchrun.returncode == 1, "torchrun's own code, as the guide says"
 
 
 def test_a_kill_while_saving_leaves_the_older_checkpoint_whole(

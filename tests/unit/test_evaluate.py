@@ -147,8 +147,8 @@ def test_the_interval_holds_the_accuracy_and_narrows_with_more_readings() -> Non
 @pytest.mark.parametrize(
     ("line", "error", "text"),
     [
-        ("{broken", CorruptDataError, ":2: not JSON"),
-        ("[1]", CorruptDataError, "expected a JSON object"),
+        ("{broken", CorruptDataError, ":2 is not JSON"),
+        ("[1]", CorruptDataError, "holds a JSON list, not an object"),
         ('{"image": "0000.png"}', UsageError, "field 'label'"),
         ('{"image": "0000.png", "label": "eleven"}', UsageError, "not among the training labels"),
         ('{"image": "gone.png", "label": "one"}', UsageError, "there is no image"),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,15 @@ import mmfast
 from mmfast.cli.generate import app
 from mmfast.errors import CorruptDataError, MmfastError, UsageError, VocabularyMismatchError
 from mmfast.generate import Result, SamplingSettings
-from mmfast.generate.jobs import JobSettings, generate_images
+from mmfast.generate.jobs import (
+    JobSettings,
+    _encoded_images,
+    generate_captions,
+    generate_images,
+)
 from mmfast.registry import get_recipe
+from mmfast.tokenizers.fsq import FsqConfig, FsqImageTokenizer
+from mmfast.tokenizers.images import open_image
 from mmfast.vocab import Vocabulary
 
 
@@ -130,12 +138,90 @@ def test_a_job_that_fails_leaves_no_manifest(model, tmp_path, monkeypatch):
         if saved:
             raise OSError("no space left on device")
         saved.append(target)
-        Path(target).write_bytes(b"png")
+        target.write(b"png")
 
     monkeypatch.setattr(Image.Image, "save", fail_at_the_second)
     with pytest.raises(OSError, match="no space"):
         generate_images(model, [{"prompt": "two"}, {"prompt": "one"}], tmp_path, settings)
     assert not (tmp_path / "manifest.jsonl").exists()
+
+
+def test_requests_are_all_checked_before_they_are_shared_out(model, tmp_path, monkeypatch):
+    settings = JobSettings(sampling=SamplingSettings(), num_rows=2)
+    (tmp_path / "manifest.jsonl").write_text("an earlier run's\n")
+
+    def too_late(*_):
+        raise AssertionError("shared before all requests were checked")
+
+    monkeypatch.setattr("mmfast.generate.model.run_shared", too_late)
+    prompts = [{"prompt": "two"}] * 5 + [{"prompt": "x" * 60}]
+    with pytest.raises(UsageError, match="request 5 does not fit"):
+        generate_images(model, prompts, tmp_path, settings)
+    assert (tmp_path / "manifest.jsonl").exists()
+
+
+def test_a_caption_request_is_called_by_the_number_of_its_record(copied_folder, scans, tmp_path):
+    (scans / "0.png").write_bytes(b"not an image")
+    config = json.loads((copied_folder / "config.json").read_text())
+    (copied_folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 5}))
+    settings = JobSettings(sampling=SamplingSettings(), num_rows=2)
+    model = mmfast.load(copied_folder, device="cpu")
+    with pytest.raises(UsageError, match="request 1 does not fit"):
+        generate_captions(model, scans, tmp_path / "captions.jsonl", settings)
+
+
+def test_a_rank_opens_its_share_of_the_images_and_holds_one_at_a_time(
+    model, scans, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("mmfast.generate.jobs.IMAGE_BATCH", 2)
+    images, opened, most = [], [], []
+
+    def counted(path):
+        image = open_image(path)
+        images.append(weakref.ref(image))
+        opened.append(path.name)
+        most.append(sum(each() is not None for each in images))
+        return image
+
+    monkeypatch.setattr("mmfast.generate.jobs.open_image", counted)
+    for i in range(3, 7):
+        shutil.copy(scans / "0.png", scans / f"{i}.png")
+    records = [{"image": f"{i}.png"} for i in range(7)]
+    whole, _ = _encoded_images(model, scans, records)
+    assert list(whole) == list(range(7))
+    # The image before may still be referred to while the next one is opened.
+    assert max(most) <= 2
+    # Rank 1 of 2 computes batches 1 and 3; what it would be sent by rank 0 does not matter here.
+    opened.clear()
+    monkeypatch.setattr(
+        "mmfast.generate.jobs.compute_shared", lambda num, compute: [compute(i) for i in (1, 3)]
+    )
+    share, _ = _encoded_images(model, scans, records)
+    assert opened == ["2.png", "3.png", "6.png"]
+    assert all(np.array_equal(share[i], whole[i]) for i in (2, 3, 6))
+
+
+@pytest.mark.parametrize("extra", [[], ["--dry-run"]])
+def test_another_image_tokenizer_is_refused_before_anything_is_lost(copied_folder, tmp_path, extra):
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text("an earlier run's\n")
+    other = FsqImageTokenizer(
+        FsqConfig(
+            channels=1,
+            image_height=8,
+            image_width=8,
+            fsq_levels=(4, 3),
+            widths=(8, 8),
+            num_blocks=1,
+        )
+    )
+    recipe = json.loads((copied_folder / "recipe.json").read_text())
+    other.save(copied_folder / "image_tokenizer")
+    with pytest.raises(VocabularyMismatchError) as caught:
+        run("images", "--model", copied_folder, "--prompt", "two", "--output", tmp_path, *extra)
+    assert other.fingerprint in str(caught.value)
+    assert recipe["image_tokenizer"]["fingerprint"] in str(caught.value)
+    assert manifest.exists()
 
 
 def test_captions_verb_reads_folders_and_manifests_and_counts_bad_images(
@@ -188,9 +274,9 @@ def test_images_verb_says_what_is_wrong(model_folder, tmp_path, arguments, messa
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        ('{"prompt": 3}', UsageError, "record 1: field `prompt`"),
-        ('{"prompt": "a"}\n{', CorruptDataError, "prompts.jsonl:2: not JSON"),
-        ('["a"]', CorruptDataError, "expected a JSON object"),
+        ('{"prompt": 3}', UsageError, "prompts.jsonl:1: field `prompt`"),
+        ('{"prompt": "a"}\n{', CorruptDataError, "prompts.jsonl:2 is not JSON"),
+        ('["a"]', CorruptDataError, "holds a JSON list, not an object"),
         ("\n", UsageError, "holds no records"),
     ],
 )
@@ -204,7 +290,8 @@ def test_bad_prompt_files_are_named(model_folder, tmp_path, text, error, message
 def test_folders_that_are_no_models_are_refused(copied_folder, tmp_path):
     with pytest.raises(UsageError, match=r"has no config\.json"):
         mmfast.load(tmp_path / "absent")
-    (copied_folder / "recipe.json").write_text('{"grid": [0, 2], "recipe": "folder"}')
+    recipe = json.loads((copied_folder / "recipe.json").read_text())
+    (copied_folder / "recipe.json").write_text(json.dumps(recipe | {"grid": [0, 2]}))
     with pytest.raises(CorruptDataError, match="empty grid"):
         mmfast.load(copied_folder).draw(["a"])
     (copied_folder / "recipe.json").unlink()

@@ -303,12 +303,28 @@ FORK_OF_THREADS = (
 
 @pytest.mark.filterwarnings(FORK_OF_THREADS)
 def test_the_loader_is_an_iterable_dataset(prefix: Path) -> None:
-    expected = take(make_loader(prefix), 3)
-    for num_workers in (0, 1):
-        iterator = iter(DataLoader(make_loader(prefix), batch_size=None, num_workers=num_workers))
-        assert all(equal(next(iterator), batch) for batch in expected)
-    with pytest.raises(UsageError, match="num_workers=0"):
-        next(iter(DataLoader(make_loader(prefix), batch_size=None, num_workers=2)))
+    loader, same = make_loader(prefix), make_loader(prefix)
+    for batch, expected in zip(DataLoader(loader, batch_size=None), take(same, 3), strict=False):
+        assert equal(batch, expected)
+    take(same, 1)  # `zip` draws from its first iterator before it sees that the second has ended
+    assert loader.state_dict() == same.state_dict() != make_loader(prefix).state_dict()
+    for num_workers in (1, 2):
+        with pytest.raises(UsageError, match="num_workers=0"):
+            next(iter(DataLoader(make_loader(prefix), batch_size=None, num_workers=num_workers)))
+
+
+def test_documents_are_cut_at_a_limit_below_the_row(prefix: Path) -> None:
+    loader = make_loader(prefix, max_document_tokens=25, overlong="truncate")
+    lengths = [len(document) for batch in take(loader, 20) for document in documents_of(batch)]
+    assert max(lengths) <= 25
+    assert loader.counts["truncated"] > 0
+    with pytest.raises(StateMismatchError, match="max_document_tokens"):
+        make_loader(prefix, overlong="truncate").load_state_dict(loader.state_dict())
+    with pytest.raises(ValueError, match=r"has \d+ ids and does not fit max_document_tokens 25"):
+        take(make_loader(prefix, max_document_tokens=25), 1)
+    for wrong in (0, -1, 2.5):
+        with pytest.raises(ValueError, match="max_document_tokens"):
+            make_loader(prefix, max_document_tokens=wrong)
 
 
 @pytest.mark.filterwarnings(FORK_OF_THREADS)

@@ -119,6 +119,8 @@ def test_reconstructions_carry_the_fields_of_their_captions(
             assert (image.size, image.mode) == ((8, 8), "L")
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["num_images"] == 37
+    assert metrics["skipped"] == {"record_broken": 1, "image_path": 1}
+    assert "2 records skipped (record_broken 1, image_path 1)" in done.stdout
     assert 10 < metrics["psnr_db_worst"] <= metrics["psnr_db"] < 99
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.width > 8 * 64
@@ -137,9 +139,16 @@ def test_reconstruction_of_a_folder_takes_every_image(
 def test_text_is_learned_from_caption_files_and_plain_lines(images: Path, tmp_path: Path) -> None:
     done = run("train-text", "--captions", images / "captions.jsonl", "--output", tmp_path / "a.json",
                "--vocab-size", 270)  # fmt: skip
-    assert "over 38 texts, 1 records skipped" in done.stdout
+    assert "over 38 texts, 1 records skipped (record_broken 1)" in done.stdout
     tokenizer = load_text_tokenizer(tmp_path / "a.json")
     assert tokenizer.decode(tokenizer.encode("square 7")) == "square 7"
+    lines = [{"caption": "fine"}, {"caption": 7}, {"caption": ["good", "bad \ud800"]}]
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = run(
+        "train-text", "--captions", tmp_path / "mixed.jsonl", "--output", tmp_path / "m.json"
+    )
+    assert "over 2 texts, 2 records skipped" in done.stdout
+    assert "caption_missing 1, caption_not_unicode 1" in done.stdout
     (tmp_path / "lines.txt").write_text("one line\n\nanother line\n")
     done = run("train-text", "--captions", tmp_path / "lines.txt", "--output", tmp_path / "b.json")
     assert "over 2 texts" in done.stdout

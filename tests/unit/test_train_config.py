@@ -75,6 +75,57 @@ def test_an_impossible_value_is_a_config_error_that_names_its_key(override):
         load_train_config("tiny", [override])
 
 
+@pytest.mark.parametrize(
+    ("text", "line", "explanation"),
+    [
+        ("- a\n- b\n", 1, "holds `key: value`, found a list"),
+        ("# nothing\n5\n", 2, "holds `key: value`, found '5'"),
+        ("seed: 1\ntrain: 5\n", 2, "key 'train' is a section with keys of its own, found 5"),
+        ("seed: 1\ntrain:\n", 2, "key 'train' is a section with keys of its own, found None"),
+        ("model:\n  - 1\n", 1, "key 'model' is a section with keys of its own"),
+        ("data:\n  sources:\n    0: {prefix: a}\n", 2, "key 'data.sources' is a list"),
+    ],
+)
+def test_a_file_of_another_shape_names_its_line(tmp_path, text, line, explanation):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        load_train_config(str(file), [])
+    assert f"run.yaml:{line}: " in str(raised.value)
+    assert explanation in str(raised.value)
+
+
+def test_a_file_with_control_characters_is_a_config_error(tmp_path):
+    (tmp_path / "run.yaml").write_bytes(b"seed: \x00")
+    with pytest.raises(ConfigError, match=r"run\.yaml: not valid YAML: unacceptable character"):
+        load_train_config(str(tmp_path / "run.yaml"), [])
+
+
+@pytest.mark.parametrize(
+    ("argument", "explanation"),
+    [
+        ("data.sources.0.prefix=x", "key 'data.sources' is a list and is given as a whole"),
+        ("data.sources[0].prefix=x", "key 'data.sources' is a list and is given as a whole"),
+        ("train=5", "key 'train' is a section with keys of its own, found 5"),
+        ("model=null", "key 'model' is a section with keys of its own, found None"),
+        ("[=1", "is not of the form key.path=value"),
+        ("train.steps=[", "the value is not valid YAML"),
+    ],
+)
+def test_an_argument_of_another_shape_says_so(argument, explanation):
+    with pytest.raises(ConfigError) as raised:
+        load_train_config("tiny", [argument])
+    assert str(raised.value).startswith(f"argument {argument!r}")
+    assert explanation in str(raised.value)
+
+
+def test_the_small_presets_take_a_captioned_picture_of_256_ids():
+    config = load_train_config("tiny", [])
+    longest = min(config.data.bin_tokens, config.model.context_length)
+    assert longest >= 3 + 256 + 200, "eos caption break image eos, with a caption of 200 ids"
+    assert config.train.checkpoint_every == 500, "a killed run would start again"
+
+
 def test_one_dataset_and_a_blend_exclude_each_other():
     with pytest.raises(ConfigError, match="not both"):
         load_train_config("tiny", ["data.prefix=a", "data.sources=[{prefix: b}]"])

@@ -62,7 +62,7 @@ def test_tokenizers_and_recipe_travel_with_the_model(tmp_path):
     config, model = trained("llama", tied=False)
     data = tmp_path / "data"
     (data / "fsq").mkdir(parents=True)
-    (data / "fsq" / "tokenizer_config.json").write_text("{}")
+    (data / "fsq" / "config.json").write_text('{"kind": "fsq", "fingerprint": "x"}')
     (data / "tokenizer.json").write_text("{}")
     recipe = {"recipe": "folder", "image_tokenizer": {"path": "fsq", "fingerprint": "x"}}
     folder = tmp_path / "model"
@@ -70,10 +70,22 @@ def test_tokenizers_and_recipe_travel_with_the_model(tmp_path):
         export_model(model, folder, config=config, dataset=dataset_folder(data, recipe))
     assert Vocabulary.load(folder) == VOCABULARY
     assert (folder / "tokenizer.json").is_file()
-    assert (folder / "image_tokenizer" / "tokenizer_config.json").is_file()
+    assert (folder / "image_tokenizer" / "config.json").is_file()
     written = json.loads((folder / "recipe.json").read_text())
     assert written["image_tokenizer"] == {"path": "image_tokenizer", "fingerprint": "x"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "model"]
+
+
+def test_a_retrained_image_tokenizer_is_not_exported(tmp_path):
+    config, model = trained("llama", tied=False)
+    data = tmp_path / "data"
+    (data / "fsq").mkdir(parents=True)
+    (data / "fsq" / "config.json").write_text('{"kind": "fsq", "fingerprint": "later"}')
+    recipe = {"recipe": "folder", "image_tokenizer": {"path": "fsq", "fingerprint": "before"}}
+    dataset = dataset_folder(data, recipe)
+    with pytest.raises(VocabularyMismatchError, match=r"fingerprint later, .* with before"):
+        export_model(model, tmp_path / "model", config=config, dataset=dataset)
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_missing_image_tokenizer_is_said(tmp_path, capsys):

@@ -136,21 +136,16 @@ def _loaded(folder: Path, device: str) -> Iterator["Model"]:
     """The model, within a process group when several processes were started."""
     import torch
 
-    from mmfast.distributed import local_rank, process_group, world_size
+    from mmfast.distributed import WORK_TIMEOUT, process_group, resolve_device, world_size
     from mmfast.generate import load
 
-    if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device is {device!r}; it must be auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: this machine has no CUDA device")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    place = f"cuda:{local_rank()}" if device == "cuda" else device
+    place = resolve_device(device)
     model = load(folder, device=place)
     num_parameters = sum(p.numel() for p in model.network.parameters())
-    if device == "cpu" and num_parameters < _SINGLE_THREAD_PARAMETERS:
+    if place == "cpu" and num_parameters < _SINGLE_THREAD_PARAMETERS:
         torch.set_num_threads(1)
-    with process_group() if world_size() > 1 else contextlib.nullcontext():
+    # Ranks wait while others still generate, and while rank 0 writes all files.
+    with process_group(timeout=WORK_TIMEOUT) if world_size() > 1 else contextlib.nullcontext():
         yield model
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ app = typer.Typer(
 
 PRESETS = "mmfast.tokenizers.presets"
 REPORT_FILE = "training.json"
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
 @app.command("train-image")
@@ -46,11 +48,13 @@ def train_image(
         float | None, typer.Option(help="Time budget in place of steps; not reproducible.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, split, order and views.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
 ) -> None:
     """Train the built-in FSQ image tokenizer on a folder of images."""
     from mmfast.config import config_yaml, load_config
+    from mmfast.distributed import resolve_device
+    from mmfast.files import write_json
     from mmfast.tokenizers.images import list_images
 
     settings = list(overrides or [])
@@ -69,6 +73,7 @@ def train_image(
     resolved = load_config(
         FsqTrainingConfig, preset=preset, preset_package=PRESETS, file=config, overrides=settings
     )
+    place = resolve_device(device)
     paths = list_images(images)
     shape = resolved.tokenizer
     if dry_run:
@@ -82,12 +87,12 @@ def train_image(
             f"{grid_h}x{grid_w} = {grid_h * grid_w} ids of {shape.num_codes} codes; would write {output}"
         )
         return
-    tokenizer, report = train_fsq(load_images(paths, resolved), resolved, device=_device(device))
+    tokenizer, report = train_fsq(load_images(paths, resolved), resolved, device=place)
     output.mkdir(parents=True, exist_ok=True)
     if report.usable:
         tokenizer.save(output)
     trained = dataclasses.replace(resolved, tokenizer=tokenizer.config)
-    _write_json(output / REPORT_FILE, report_dict(report, trained))
+    write_json(output / REPORT_FILE, report_dict(report, trained))
     if not report.usable:
         raise MmfastError(
             f"the trained tokenizer cannot be used and was not saved: {report.warnings[-1]} "
@@ -118,9 +123,13 @@ def train_text(
     """Train a byte-level BPE text tokenizer on captions."""
     texts, skipped = _caption_texts(captions, caption_field)
     if not texts:
-        raise UsageError(f"{captions} holds no text in field {caption_field!r}")
+        raise UsageError(
+            f"{captions} holds no text in field {caption_field!r}{_skip_note(skipped, ': ')}"
+        )
     if dry_run:
-        typer.echo(f"{len(texts):,} texts in {captions}; would write {output}")
+        typer.echo(
+            f"{len(texts):,} texts in {captions}{_skip_note(skipped, ', ')}; would write {output}"
+        )
         return
     from mmfast.tokenizers.text import train_text_tokenizer
 
@@ -128,10 +137,9 @@ def train_text(
     tokenizer.save(output)
     num_ids = sum(map(len, tokenizer.encode_batch(texts)))
     num_bytes = sum(len(text.encode()) for text in texts)
-    note = f", {skipped} records skipped" if skipped else ""
     typer.echo(
         f"{output}: {tokenizer.size} ids, {num_bytes / max(num_ids, 1):.2f} bytes an id over "
-        f"{len(texts):,} texts{note}, fingerprint {tokenizer.fingerprint}"
+        f"{len(texts):,} texts{_skip_note(skipped, ', ')}, fingerprint {tokenizer.fingerprint}"
     )
 
 
@@ -153,22 +161,28 @@ def reconstruct(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     grid_images: Annotated[int, typer.Option(min=1, help="Images shown in grid.png.")] = 32,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
 ) -> None:
     """Send images through a tokenizer and back; write them, their PSNR and a grid."""
+    from mmfast.distributed import resolve_device
     from mmfast.tokenizers.images import list_images
     from mmfast.tokenizers.protocol import load_image_tokenizer
     from mmfast.tokenizers.reconstruction import reconstruct_images
 
-    loaded = load_image_tokenizer(tokenizer, device=_device(device))
+    loaded = load_image_tokenizer(tokenizer, device=resolve_device(device))
+    if image_size is not None and (image_size < 1 or image_size % loaded.downsample):
+        raise UsageError(
+            f"--image-size {image_size} is not a multiple of the tokenizer's factor {loaded.downsample}"
+        )
+    skipped: Counter[str] = Counter()
     items: list[tuple[Path, dict[str, Any]]] = (
         [(path, {}) for path in list_images(images)]
         if captions is None
-        else _captioned(images, captions, image_field)
+        else _captioned(images, captions, image_field, skipped)
     )
     if dry_run:
-        typer.echo(f"{len(items)} images; would write {output}")
+        typer.echo(f"{len(items)} images{_skip_note(skipped, ', ')}; would write {output}")
         return
     metrics = reconstruct_images(
         loaded,
@@ -177,11 +191,11 @@ def reconstruct(
         image_size=image_size,
         batch_size=batch_size,
         num_grid_images=grid_images,
+        skipped=skipped,
     )
-    skipped = sum(metrics["skipped"].values())
     typer.echo(
         f"{output}: PSNR {metrics['psnr_db']:.2f} dB over {metrics['num_images']} images "
-        f"(worst {metrics['psnr_db_worst']:.2f}), {skipped} skipped"
+        f"(worst {metrics['psnr_db_worst']:.2f}){_skip_note(skipped, ', ')}"
     )
 
 
@@ -190,13 +204,14 @@ def info(
     path: Annotated[Path, typer.Argument(help="An image tokenizer's folder or a tokenizer.json.")],
 ) -> None:
     """Print what a tokenizer is, as JSON."""
+    from mmfast.files import read_json_object
     from mmfast.tokenizers.protocol import CONFIG_FILE, load_image_tokenizer, read_tokenizer_config
 
     if (path / CONFIG_FILE).is_file():
         loaded = load_image_tokenizer(path)
         facts = {**read_tokenizer_config(path), "fingerprint": loaded.fingerprint}
         if (path / REPORT_FILE).is_file():
-            facts["training"] = json.loads((path / REPORT_FILE).read_text(encoding="utf-8"))
+            facts["training"] = read_json_object(path / REPORT_FILE)
     else:
         from mmfast.tokenizers.text import load_text_tokenizer
 
@@ -205,67 +220,68 @@ def info(
     typer.echo(json.dumps(facts, indent=2))
 
 
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _caption_texts(path: Path, caption_field: str) -> tuple[list[str], int]:
-    """All texts of a caption file and the number of records without one."""
+def _caption_texts(path: Path, caption_field: str) -> tuple[list[str], Counter[str]]:
+    """All texts of a caption file, and counts of what gave none, by reason."""
+    skipped: Counter[str] = Counter()
     if path.suffix.lower() == ".txt":
+        if not path.is_file():
+            raise UsageError(f"there is no caption file {path}")
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError as error:
             raise UsageError(f"{path} is not UTF-8: {error}") from error
-        return [line for line in lines if line.strip()], 0
+        return [line for line in lines if line.strip()], skipped
     texts: list[str] = []
-    skipped = 0
-    for record in _records(path):
-        value = record.get(caption_field) if record is not None else None
+    for record in _records(path, skipped):
+        value = record.get(caption_field)
         found = [value] if isinstance(value, str) else value if isinstance(value, list) else []
         found = [text for text in found if isinstance(text, str) and text.strip()]
-        texts += found
-        skipped += not found
-    return texts, skipped
+        valid = [text for text in found if _is_unicode(text)]
+        texts += valid
+        skipped["caption_missing"] += not found
+        skipped["caption_not_unicode"] += len(found) - len(valid)
+    return texts, +skipped
 
 
-def _captioned(images: Path, captions: Path, image_field: str) -> list[tuple[Path, dict[str, Any]]]:
-    from mmfast.console import log
+def _captioned(
+    images: Path, captions: Path, image_field: str, skipped: Counter[str]
+) -> list[tuple[Path, dict[str, Any]]]:
+    """Image and record of each line that names one; the others are counted in `skipped` by reason."""
     from mmfast.tokenizers.images import image_path_under
 
     root = images.resolve()
     items = []
-    skipped = 0
-    for record in _records(captions):
-        name = record.get(image_field) if record is not None else None
-        if record is None or not isinstance(name, str):
-            skipped += 1
+    for record in _records(captions, skipped):
+        name = record.get(image_field)
+        if not isinstance(name, str):
+            skipped["image_missing"] += 1
             continue
         try:
             items.append((image_path_under(root, name), record))
         except BadRecordError as error:
-            log(f"skipped: {error}")
-    if skipped:
-        log(f"skipped {skipped} records of {captions} without a readable field {image_field!r}")
+            skipped[error.reason] += 1
     return items
 
 
-def _records(path: Path) -> Iterator[dict[str, Any] | None]:
-    """Records of a caption file, None for one that cannot be read."""
+def _records(path: Path, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Records of a caption file; those that cannot be read are counted in `skipped` by reason."""
     from mmfast.prepare.annotations import open_annotations
 
     records = open_annotations(path, image_field="image", caption_field="caption")
     for index in range(len(records)):
         try:
             yield records[index]
-        except BadRecordError:
-            yield None
+        except BadRecordError as error:
+            skipped[error.reason] += 1
 
 
-def _write_json(path: Path, document: dict[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+def _is_unicode(text: str) -> bool:
+    return not any(0xD800 <= ord(character) <= 0xDFFF for character in text)
+
+
+def _skip_note(skipped: Counter[str], lead: str) -> str:
+    """`, 3 records skipped (image_missing 2, record_broken 1)`, or nothing."""
+    if not skipped:
+        return ""
+    reasons = ", ".join(f"{reason} {count}" for reason, count in skipped.most_common())
+    return f"{lead}{skipped.total()} records skipped ({reasons})"

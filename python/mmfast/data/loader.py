@@ -50,8 +50,9 @@ class Loader(IterableDataset[Batch]):
     into rows of `bin_tokens`, and the rows are shuffled. A document is never cut unless `overlong` says so,
     and an image never. Each epoch of a source gives each of its documents once.
 
-    It is also an `IterableDataset`: `DataLoader(loader, batch_size=None)` works, with at most one worker
-    process (which would bring nothing: batches are made in native threads).
+    It is also an `IterableDataset`: `DataLoader(loader, batch_size=None)` works, in this process. Worker
+    processes are refused: batches are made in native threads anyway, and a worker's position in the stream
+    would never come back to `state_dict()`.
 
     Args:
         sources: datasets, as `Source` or prefix.
@@ -59,11 +60,13 @@ class Loader(IterableDataset[Batch]):
         vocabulary: names the special tokens; read from `vocabulary.json` beside the data if None, and
             compared with it otherwise. Plain Megatron files need none for `NextToken`.
         bin_tokens: tokens a row, L.
+        max_document_tokens: longest document in the objective's form, e.g. the model's context; None for
+            no limit but the row. A higher limit than `bin_tokens` changes nothing.
         global_batch_bins: rows a step over all ranks; a rank gets `ceil(global_batch_bins / world_size)`,
             some of them empty when that does not divide.
         seed: of the order and of all random choices, 0 to 2^64 - 1.
         window_documents: documents that are packed together. More pack better and take longer to plan.
-        overlong: what happens to a document longer than a row: `error`; `truncate` keeps the longest
+        overlong: what happens to a document longer than a row or `max_document_tokens`: `error`; `truncate` keeps the longest
             prefix that ends inside no image or video; `split` makes several documents, cut by the same
             rule; `drop` leaves it out. `counts` says how often.
         rank: this process among `world_size`.
@@ -77,7 +80,7 @@ class Loader(IterableDataset[Batch]):
         vocabulary: the vocabulary in use, or None.
 
     Raises:
-        ValueError: a setting or source is unusable; later, a document is longer than a row.
+        ValueError: a setting or source is unusable; later, a document is too long.
         FileNotFoundError: a dataset is missing.
         VocabularyMismatchError: datasets and vocabulary differ; later, an id lies outside.
 
@@ -94,6 +97,7 @@ class Loader(IterableDataset[Batch]):
         vocabulary: Vocabulary | None = None,
         *,
         bin_tokens: int = 2048,
+        max_document_tokens: int | None = None,
         global_batch_bins: int = 8,
         seed: int = 0,
         window_documents: int = 65_536,
@@ -108,6 +112,8 @@ class Loader(IterableDataset[Batch]):
             raise ValueError("a loader needs at least one source")
         _require_unsigned(seed=(seed, 64), window_documents=(window_documents, 64))
         _require_unsigned(bin_tokens=(bin_tokens, 32), global_batch_bins=(global_batch_bins, 32))
+        if max_document_tokens is not None:
+            _require_unsigned(max_document_tokens=(max_document_tokens, 32))
         _require_unsigned(rank=(rank, 32), world_size=(world_size, 32))
         _require_unsigned(prefetch_batches=(prefetch_batches, 16))
         for entry in entries:
@@ -123,6 +129,7 @@ class Loader(IterableDataset[Batch]):
             seed=seed,
             window_documents=window_documents,
             bin_tokens=bin_tokens,
+            max_document_tokens=max_document_tokens,
             global_batch_bins=global_batch_bins,
             overlong=overlong,
             rank=rank,
@@ -140,10 +147,11 @@ class Loader(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         """Goes on from the current position; a second iterator shares it."""
         worker = get_worker_info()
-        if worker is not None and worker.num_workers > 1:
+        if worker is not None:
             raise UsageError(
-                f"a Loader in {worker.num_workers} DataLoader workers would give each batch "
-                f"{worker.num_workers} times; use num_workers=0 (batches are made in native threads)"
+                f"a Loader in a DataLoader worker ({worker.num_workers} asked for) would advance out of "
+                "this process's sight, and its state_dict() would stay at the start; use num_workers=0 "
+                "(batches are made in native threads)"
             )
         while (fields := self._native.next_batch()) is not None:
             self.counts = fields["counts"]

@@ -6,7 +6,6 @@ may not leave it. Images that went through a tokenizer name the real one in `ori
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mmfast.errors import BadRecordError, CorruptDataError, UsageError
+from mmfast.errors import BadRecordError, UsageError
+from mmfast.files import read_json_lines
 from mmfast.tokenizers.images import image_path_under, open_image
 
 FloatArray = npt.NDArray[np.float32]
@@ -49,23 +49,11 @@ def read_records(manifest: Path, *, label_field: str = "label") -> list[Record]:
         UsageError: no such file, no records, or a record without `image` or the label field.
         CorruptDataError: a line that is not a JSON object.
     """
-    try:
-        lines = manifest.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise UsageError(f"there is no manifest {manifest}") from error
-    except UnicodeDecodeError as error:
-        raise CorruptDataError(f"{manifest} is not UTF-8 text: {error}") from error
+    if not manifest.is_file():
+        raise UsageError(f"there is no manifest {manifest}")
     records = []
-    for line_number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for line_number, fields in read_json_lines(manifest):
         where = f"{manifest}:{line_number}"
-        try:
-            fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CorruptDataError(f"{where}: not JSON: {error}") from error
-        if not isinstance(fields, dict):
-            raise CorruptDataError(f"{where}: expected a JSON object, found {line[:40]!r}")
         caption, original = fields.get("caption"), fields.get("original")
         records.append(
             Record(

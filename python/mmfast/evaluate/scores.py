@@ -7,13 +7,13 @@ to the folder of the JSON file.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mmfast.errors import CorruptDataError
+from mmfast.files import read_json_object, write_json
 
 FORMAT_VERSION = 1
 _NORMAL_95 = 1.959964
@@ -147,9 +147,8 @@ class Evaluation:
     seconds: float
 
     def save(self, path: Path) -> None:
-        """Writes the JSON file by temporary file and rename."""
+        """Writes the JSON file."""
         folder = path.parent
-        folder.mkdir(parents=True, exist_ok=True)
         data: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "judge": {
@@ -168,9 +167,7 @@ class Evaluation:
                 "well_formed": self.captions.well_formed,
                 **self.captions.to_dict(folder),
             }
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_json(path, data)
 
     @classmethod
     def load(cls, path: Path) -> "Evaluation":
@@ -181,7 +178,7 @@ class Evaluation:
         """
         folder = path.parent
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = read_json_object(path)
             if data["format_version"] != FORMAT_VERSION:
                 raise CorruptDataError(
                     f"{path}: evaluation format {data['format_version']!r} is not {FORMAT_VERSION}; "

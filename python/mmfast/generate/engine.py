@@ -98,8 +98,7 @@ class Engine:
         Raises:
             UsageError: a request that does not fit the model's context or the rows.
         """
-        for request_idx, request in enumerate(requests):
-            self._check_fits(request_idx, request)
+        self.check(requests)
         if not requests:
             return []
         run = _Run(self, max(request.num_positions for request in requests))
@@ -123,6 +122,21 @@ class Engine:
                     rate = num_ids / max(time.monotonic() - started, 1e-9)
                     progress.advance(1, ids_per_sec=round(rate, 1))
         return [results[request_idx] for request_idx in range(len(requests))]
+
+    def check(self, requests: Sequence[Request], *, numbers: Sequence[int] | None = None) -> None:
+        """Refuses what `run` could not do.
+
+        Args:
+            requests: what is to be generated.
+            numbers: what each is called in messages; 0, 1, ... by default.
+
+        Raises:
+            UsageError: a request that does not fit the model's context or the rows.
+        """
+        for number, request in zip(
+            range(len(requests)) if numbers is None else numbers, requests, strict=True
+        ):
+            self._check_fits(number, request)
 
     def _check_fits(self, request_idx: int, request: Request) -> None:
         if len(request.streams) > self.num_rows:

@@ -1,8 +1,7 @@
 """Whole generation jobs: files of prompts or images in, files of images or captions out.
 
-Outputs appear as a whole: files are written under a temporary name and renamed, and the list of them
-(`manifest.jsonl`, or the captions file) comes last, so that it never names what is not there. Under
-`torchrun` all ranks generate and rank 0 writes.
+The list of files (`manifest.jsonl`, or the captions file) comes last, so that it never names what is not
+there. Under `torchrun` all ranks encode and generate, and rank 0 writes.
 
     images    <output>/00000.png …, generate.json, manifest.jsonl {"image", "prompt", "seed", …}
     captions  <output> {"image", "caption", …}, <output stem>.generate.json
@@ -10,20 +9,24 @@ Outputs appear as a whole: files are written under a temporary name and renamed,
 
 import collections
 import dataclasses
-import json
-import os
+import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
-from mmfast.console import log
+from mmfast.console import log, progress
 from mmfast.distributed import barrier, rank, world_size
-from mmfast.errors import BadRecordError, CorruptDataError, UsageError
-from mmfast.generate.model import Model
+from mmfast.errors import BadRecordError, UsageError
+from mmfast.files import read_json_lines, write_bytes, write_json, write_json_lines
+from mmfast.generate.model import IMAGE_BATCH, Model
 from mmfast.generate.requests import Result, SamplingSettings
+from mmfast.generate.sharing import compute_shared
+from mmfast.sampling import SamplingParams
 from mmfast.tokenizers.images import image_path_under, list_images, open_image
 
 MANIFEST_FILE = "manifest.jsonl"
@@ -49,40 +52,34 @@ class JobSettings:
     seed: int = 0
     num_rows: int
 
+    def __post_init__(self) -> None:
+        try:
+            SamplingParams.prepare(
+                1, guidance_scale=self.guidance_scale, **dataclasses.asdict(self.sampling)
+            )
+        except ValueError as error:
+            raise UsageError(f"these settings cannot be sampled with: {error}") from error
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed {self.seed} must lie in 0..2^63-1")
+
 
 def read_prompts(path: Path) -> list[JsonObject]:
     """Records of a JSON-lines file, each an object with a text `prompt`."""
-    records = read_json_lines(path)
-    for line_number, record in enumerate(records, start=1):
+    records = _records(path)
+    for line_number, record in records:
         if not isinstance(record.get("prompt"), str):
             raise UsageError(
-                f"{path}, record {line_number}: field `prompt` should be a text, found "
+                f"{path}:{line_number}: field `prompt` should be a text, found "
                 f"{record.get('prompt')!r}; the record has {', '.join(sorted(record)) or 'no fields'}"
             )
-    return records
+    return [record for _, record in records]
 
 
-def read_json_lines(path: Path) -> list[JsonObject]:
-    """Objects of a JSON-lines file, at least one; blank lines are passed over."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise UsageError(f"there is no file {path}") from error
-    except UnicodeDecodeError as error:
-        raise CorruptDataError(f"{path} is not UTF-8 text: {error}") from error
-    records = []
-    for line_number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CorruptDataError(f"{path}:{line_number}: not JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise CorruptDataError(
-                f"{path}:{line_number}: expected a JSON object, found {line[:40]!r}"
-            )
-        records.append(record)
+def _records(path: Path) -> list[tuple[int, JsonObject]]:
+    """Line numbers and objects of a JSON-lines file, at least one."""
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}")
+    records = list(read_json_lines(path))
     if not records:
         raise UsageError(f"{path} holds no records")
     return records
@@ -104,6 +101,8 @@ def generate_images(
         )
         for i, record in enumerate(prompts)
     ]
+    # Before an earlier run's manifest goes, and on every rank: one that fails alone strands the others.
+    model.check(requests, num_rows=settings.num_rows)
     _start_output(output, output / MANIFEST_FILE)
     started = time.monotonic()
     results = model.generate(requests, num_rows=settings.num_rows)
@@ -115,8 +114,8 @@ def generate_images(
             name = f"{i:05}.png"
             _write_image(image, output / name)
             manifest.append(prompts[i] | {"image": name, "seed": settings.seed + i})
-        _write_text(output / REPORT_FILE, json.dumps(report, indent=2) + "\n")
-        _write_text(output / MANIFEST_FILE, _json_lines(manifest))
+        write_json(output / REPORT_FILE, report)
+        write_json_lines(output / MANIFEST_FILE, manifest)
     barrier()
     return report
 
@@ -127,15 +126,18 @@ def generate_captions(
     """Captions every image of a folder or manifest; returns the report written beside the output.
 
     Images that cannot be read are left out, counted by reason and named on stderr. A manifest's
-    fields pass through; its own `caption` becomes `reference`.
+    fields pass through; its own `caption` becomes `reference`. Record i uses seed + i, whatever was
+    left out before it.
     """
-    records, pictures, skipped = _open_images(images)
+    root, records = image_records(images)
+    codes, skipped = _encoded_images(model, root, records)
     requests = [
         model.captioning_request(
-            codes, sampling=settings.sampling, max_ids=settings.max_ids, seed=settings.seed + i
+            grid, sampling=settings.sampling, max_ids=settings.max_ids, seed=settings.seed + number
         )
-        for i, codes in enumerate(model.codes_from_images(pictures))
+        for number, grid in codes.items()
     ]
+    model.check(requests, num_rows=settings.num_rows, numbers=list(codes))
     _start_output(output.parent, output)
     started = time.monotonic()
     results = model.generate(requests, num_rows=settings.num_rows)
@@ -144,12 +146,13 @@ def generate_captions(
     if rank() == 0:
         captions = model.captions_from_results(results)
         lines = []
-        for record, caption in zip(records, captions, strict=True):
-            kept = {("reference" if k == "caption" else k): v for k, v in record.items()}
+        for number, caption in zip(codes, captions, strict=True):
+            fields = records[number].items()
+            kept = {("reference" if name == "caption" else name): v for name, v in fields}
             lines.append(kept | {"caption": caption})
         report_path = output.with_name(f"{output.stem}.{REPORT_FILE}")
-        _write_text(report_path, json.dumps(report, indent=2) + "\n")
-        _write_text(output, _json_lines(lines))
+        write_json(report_path, report)
+        write_json_lines(output, lines)
     barrier()
     return report
 
@@ -161,29 +164,54 @@ def image_records(images: Path) -> tuple[Path, list[JsonObject]]:
         if not names:
             raise UsageError(f"there are no images in {images}")
         return images.resolve(), [{"image": name} for name in names]
-    records = read_json_lines(images)
-    for line_number, record in enumerate(records, start=1):
+    records = _records(images)
+    for line_number, record in records:
         if not isinstance(record.get("image"), str):
-            raise UsageError(f"{images}, record {line_number}: field `image` should be a path")
-    return images.parent.resolve(), records
+            raise UsageError(f"{images}:{line_number}: field `image` should be a path")
+    return images.parent.resolve(), [record for _, record in records]
 
 
-def _open_images(
-    images: Path,
-) -> tuple[list[JsonObject], list[Image.Image], collections.Counter[str]]:
-    root, records = image_records(images)
-    kept, pictures = [], []
+def _encoded_images(
+    model: Model, root: Path, records: Sequence[JsonObject]
+) -> tuple[dict[int, npt.NDArray[np.int64]], collections.Counter[str]]:
+    """Codes [h, w] by record number, and counts of the images that cannot be read.
+
+    Ranks share batches whose borders are fixed by record number, so the number of ranks moves no
+    code; of decoded images each rank holds one at a time.
+    """
+
+    def encode(batch: int) -> list[Any]:
+        numbers: list[int] = []
+        problems: list[tuple[str, str]] = []
+
+        def pictures() -> Iterator[Image.Image]:
+            first = batch * IMAGE_BATCH
+            for number, record in enumerate(records[first : first + IMAGE_BATCH], start=first):
+                try:
+                    picture = open_image(image_path_under(root, record["image"]))
+                except BadRecordError as error:
+                    problems.append((error.reason, str(error)))
+                    continue
+                numbers.append(number)
+                yield picture
+
+        codes = model.codes_from_images(pictures())
+        job.advance(IMAGE_BATCH)
+        return [numbers, [each.tolist() for each in codes], problems]
+
+    num_batches = -(-len(records) // IMAGE_BATCH)
+    with progress("encoding", total=len(records), unit="images") as job:
+        batches = compute_shared(num_batches, encode)
+    codes: dict[int, npt.NDArray[np.int64]] = {}
     skipped: collections.Counter[str] = collections.Counter()
-    for record in records:
-        try:
-            pictures.append(open_image(image_path_under(root, record["image"])))
-            kept.append(record)
-        except BadRecordError as error:
-            skipped[error.reason] += 1
-            log(f"skipped ({error.reason}): {error}")
-    if not kept:
-        raise UsageError(f"none of the {len(records)} images of {images} could be read")
-    return kept, pictures, skipped
+    for numbers, grids, problems in batches:
+        codes.update(zip(numbers, (np.array(grid, dtype=np.int64) for grid in grids), strict=True))
+        for reason, text in problems:
+            skipped[reason] += 1
+            log(f"skipped ({reason}): {text}")
+    if not codes:
+        raise UsageError(f"none of the {len(records)} images under {root} could be read")
+    return codes, skipped
 
 
 def _start_output(folder: Path, listing: Path) -> None:
@@ -210,22 +238,7 @@ def _report(
     }
 
 
-def _json_lines(records: Sequence[JsonObject]) -> str:
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-
-
-def _write_text(path: Path, text: str) -> None:
-    _write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
 def _write_image(image: Image.Image, path: Path) -> None:
-    _write(path, lambda temporary: image.save(temporary, format="PNG"))
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Temporary file, fsync, rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    encoded = io.BytesIO()
+    image.save(encoded, format="PNG")
+    write_bytes(path, encoded.getvalue())

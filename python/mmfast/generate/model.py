@@ -5,8 +5,8 @@ images also `tokenizer.json`, `image_tokenizer/` and `recipe.json`, which names 
 forms the model was trained with. Tokenizers load at their first use.
 """
 
-import json
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from PIL import Image
 
 from mmfast.console import log, progress
 from mmfast.errors import CorruptDataError, UsageError, VocabularyMismatchError
+from mmfast.files import read_json_object
 from mmfast.generate.engine import Engine
 from mmfast.generate.requests import Request, Result, SamplingSettings
 from mmfast.generate.sharing import run_shared
@@ -33,8 +34,10 @@ from mmfast.tokenizers import (
 from mmfast.vocab import FILE_NAME as VOCABULARY_FILE
 from mmfast.vocab import Vocabulary
 
+RECIPE_FILE = "recipe.json"
 DEFAULT_NUM_ROWS = 32
-_IMAGE_BATCH = 64
+# Images per call of the image tokenizer.
+IMAGE_BATCH = 64
 
 
 def load(
@@ -110,16 +113,33 @@ class Model:
             requests: in any number and of any kind.
             num_rows: rows of the engine's batch; more use the hardware better and take more memory.
                 Part of what results depend on, in their last bits.
+
+        Raises:
+            UsageError: on every rank, for a request that does not fit the model or the rows.
         """
-        if num_rows not in self._engines:
-            self._engines = {num_rows: Engine(self.network, num_rows=num_rows)}
-        engine = self._engines[num_rows]
+        self.check(requests, num_rows=num_rows)
+        engine = self._engine(num_rows)
 
         def run(share: Sequence[Request]) -> list[Result]:
             with progress("generating", total=len(share), unit="requests") as job:
                 return engine.run(share, progress=job)
 
         return run_shared(requests, run)
+
+    def check(
+        self,
+        requests: Sequence[Request],
+        *,
+        num_rows: int = DEFAULT_NUM_ROWS,
+        numbers: Sequence[int] | None = None,
+    ) -> None:
+        """Raises `UsageError` if `generate` could not run one; `numbers` name them in its text."""
+        self._engine(num_rows).check(requests, numbers=numbers)
+
+    def _engine(self, num_rows: int) -> Engine:
+        if num_rows not in self._engines:
+            self._engines = {num_rows: Engine(self.network, num_rows=num_rows)}
+        return self._engines[num_rows]
 
     def draw(
         self,
@@ -227,17 +247,14 @@ class Model:
             )
         return request
 
-    def codes_from_images(self, images: Sequence[Image.Image]) -> list[npt.NDArray[np.int64]]:
-        """Codes [h, w] of each image, resized as in training."""
+    def codes_from_images(self, images: Iterable[Image.Image]) -> list[npt.NDArray[np.int64]]:
+        """Codes [h, w] of each image, resized as in training; of `images`, one is held at a time."""
         self._require_images()
         size = self._recipe_settings.get("image_size") or self.image_tokenizer.image_size
         size = size if isinstance(size, int) else (int(size[0]), int(size[1]))
         codes: list[npt.NDArray[np.int64]] = []
-        for start in range(0, len(images), _IMAGE_BATCH):
-            batch = [
-                self.image_tokenizer.preprocess(image, size)
-                for image in images[start : start + _IMAGE_BATCH]
-            ]
+        pixels = (self.image_tokenizer.preprocess(image, size) for image in images)
+        while batch := list(itertools.islice(pixels, IMAGE_BATCH)):
             codes.extend(self.image_tokenizer.encode(torch.stack(batch))[0].cpu().numpy())
         if codes and codes[0].shape != self.grid:
             raise UsageError(
@@ -249,13 +266,13 @@ class Model:
     def images_from_results(self, results: Sequence[Result]) -> list[Image.Image]:
         """Decodes the images of text-to-image results."""
         images: list[Image.Image] = []
-        for start in range(0, len(results), _IMAGE_BATCH):
+        for start in range(0, len(results), IMAGE_BATCH):
             codes = np.stack(
                 [
                     self.recipe.codes_from_result(
                         result, vocabulary=self.vocabulary, grid=self.grid
                     )
-                    for result in results[start : start + _IMAGE_BATCH]
+                    for result in results[start : start + IMAGE_BATCH]
                 ]
             )
             pixels = self.image_tokenizer.decode([torch.from_numpy(codes)])
@@ -288,15 +305,20 @@ class Model:
 
     @cached_property
     def image_tokenizer(self) -> ImageTokenizer:
-        """The image tokenizer in the folder, checked against the vocabulary."""
-        tokenizer = load_image_tokenizer(
-            self.folder / "image_tokenizer", device=str(self.network.device)
-        )
+        """The image tokenizer in the folder, checked against the recipe and the vocabulary."""
+        path = self.folder / "image_tokenizer"
+        tokenizer = load_image_tokenizer(path, device=str(self.network.device))
+        expected = self._recipe_settings["image_tokenizer"]["fingerprint"]
+        if tokenizer.fingerprint != expected:
+            raise VocabularyMismatchError(
+                f"{path} is not the tokenizer that the model was trained with: its fingerprint is "
+                f"{tokenizer.fingerprint}, but {self.folder / RECIPE_FILE} says {expected}; copy the "
+                "right one there"
+            )
         num_codes = self.vocabulary.range("image").size
         if tokenizer.codebook_sizes[0] != num_codes:
             raise VocabularyMismatchError(
-                f"{self.folder / 'image_tokenizer'} has {tokenizer.codebook_sizes[0]} codes, but the "
-                f"vocabulary's range `image` has {num_codes}"
+                f"{path} has {tokenizer.codebook_sizes[0]} codes, but the vocabulary's range `image` has {num_codes}"
             )
         return tokenizer
 
@@ -313,20 +335,23 @@ class Model:
 
     @cached_property
     def _recipe_settings(self) -> dict[str, Any]:
-        path = self.folder / "recipe.json"
+        path = self.folder / RECIPE_FILE
         if not path.is_file():
             raise UsageError(
-                f"{self.folder} has no recipe.json, which says how prompts are formed; "
+                f"{self.folder} has no {RECIPE_FILE}, which says how prompts are formed; "
                 "data made by `mmfast prepare` carries one"
             )
+        settings = read_json_object(path)
         try:
-            settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             height, width = settings["grid"]
             is_complete = int(height) > 0 and int(width) > 0 and bool(settings["recipe"])
+            is_complete &= bool(settings["image_tokenizer"]["fingerprint"])
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptDataError(f"{path} is not a recipe description: {error!r}") from error
         if not is_complete:
-            raise CorruptDataError(f"{path} has an empty grid or no recipe name")
+            raise CorruptDataError(
+                f"{path} has an empty grid, no recipe name or no fingerprint of the image tokenizer"
+            )
         return settings
 
     def _require_images(self) -> None:
@@ -335,3 +360,5 @@ class Model:
             raise UsageError(
                 f"the model in {self.folder} has no image ids: its vocabulary's code ranges are {names}"
             )
+        # Loaded here, so that a wrong or damaged one is found before anything is generated.
+        _ = self.image_tokenizer

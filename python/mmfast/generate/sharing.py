@@ -1,19 +1,17 @@
-"""Shares requests out over the ranks of `torchrun` and brings every result to every rank.
+"""Shares work out over the ranks of `torchrun` and brings every result to every rank.
 
-Rank r of W takes requests r, r + W, ... Results depend only on their request, so they do not depend on W.
+Rank r of W takes items r, r + W, ... Results depend only on their item, so they do not depend on W.
 They travel as JSON: nothing is unpickled.
 """
 
 import json
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from mmfast.generate.requests import Request, Result
-
-T = TypeVar("T")
 
 
 def run_shared(
@@ -23,24 +21,37 @@ def run_shared(
 
     Without a process group of several ranks it just runs them all.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if not _is_shared():
         return run(requests)
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    mine = run(requests[rank::world_size])
-    by_rank = [_decoded(text) for text in _all_gather_bytes(_encoded(mine))]
-    return [by_rank[idx % world_size][idx // world_size] for idx in range(len(requests))]
-
-
-def _encoded(results: Sequence[Result]) -> bytes:
-    # JSON's numbers give back a float's exact value.
-    return json.dumps([[r.ids, r.logprobs, r.finish, r.status] for r in results]).encode()
-
-
-def _decoded(text: bytes) -> list[Result]:
+    mine = run(requests[dist.get_rank() :: dist.get_world_size()])
     return [
         Result(ids=tuple(ids), logprobs=tuple(logprobs), finish=finish, status=status)
-        for ids, logprobs, finish, status in json.loads(text)
+        for ids, logprobs, finish, status in _gathered(
+            [[r.ids, r.logprobs, r.finish, r.status] for r in mine], len(requests)
+        )
     ]
+
+
+def compute_shared(num_items: int, compute: Callable[[int], Any]) -> list[Any]:
+    """`compute(item)` of items 0..num_items-1, each done by one rank, in order on every rank.
+
+    Values must be what JSON can hold; a tuple comes back as a list.
+    """
+    if not _is_shared():
+        return [compute(item) for item in range(num_items)]
+    mine = [compute(item) for item in range(dist.get_rank(), num_items, dist.get_world_size())]
+    return _gathered(mine, num_items)
+
+
+def _is_shared() -> bool:
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _gathered(mine: list[Any], num_items: int) -> list[Any]:
+    """All ranks' values in the order of their items."""
+    # JSON's numbers give back a float's exact value.
+    by_rank = [json.loads(text) for text in _all_gather_bytes(json.dumps(mine).encode())]
+    return [by_rank[item % len(by_rank)][item // len(by_rank)] for item in range(num_items)]
 
 
 def _all_gather_bytes(data: bytes) -> list[bytes]:

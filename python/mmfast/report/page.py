@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from mmfast.files import write_text
 from mmfast.report import sections
 from mmfast.report.markup import Markup, element
 from mmfast.report.run import Run
@@ -65,11 +66,8 @@ def report_html(
 
 
 def save_page(html: str, path: Path) -> None:
-    """Writes the page by temporary file and rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(html, encoding="utf-8")
-    temporary.replace(path)
+    """Writes the page."""
+    write_text(path, html)
 
 
 def _lead(run: Run) -> str:

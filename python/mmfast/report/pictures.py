@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mmfast.errors import BadRecordError
 from mmfast.evaluate import Reading, Score
+from mmfast.files import write_bytes
 from mmfast.tokenizers.images import image_path_under, open_image
 
 SMALL_SIDE = 48
@@ -104,11 +105,10 @@ def grid_image(score: Score, *, columns: int = 20) -> Image.Image:
 
 
 def save_grid(score: Score, path: Path, *, columns: int = 20) -> None:
-    """Writes `grid_image` as a PNG by temporary file and rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    grid_image(score, columns=columns).save(temporary, "PNG", optimize=True)
-    temporary.replace(path)
+    """Writes `grid_image` as a PNG."""
+    encoded = io.BytesIO()
+    grid_image(score, columns=columns).save(encoded, "PNG", optimize=True)
+    write_bytes(path, encoded.getvalue())
 
 
 def _fitted(picture: Image.Image, cell: int) -> Image.Image:

@@ -24,6 +24,7 @@ from typing import Any
 
 from mmfast.errors import CorruptDataError, UsageError
 from mmfast.evaluate import Evaluation, Reading, Score
+from mmfast.files import read_json_object
 
 # Folders that hold many files and none of the above.
 _UNSEEN = frozenset({"checkpoints", "model", "shards"})
@@ -125,14 +126,14 @@ def read_run(root: Path) -> Run:
     run = Run(
         root=root,
         stages=[stage for path in found("stages.jsonl")[:1] for stage in _stages(path)],
-        tokenizers={folder_name(path): read_json(path) for path in found("training.json")},
+        tokenizers={folder_name(path): read_json_object(path) for path in found("training.json")},
         datasets={
-            str(path.relative_to(root)).removesuffix(".prepare.json"): read_json(path)
+            str(path.relative_to(root)).removesuffix(".prepare.json"): read_json_object(path)
             for path in files
             if path.name.endswith(".prepare.json")
         },
         trainings=[_training(path.parent) for path in found("metrics.jsonl")],
-        generations={folder_name(path): read_json(path) for path in found("generate.json")},
+        generations={folder_name(path): read_json_object(path) for path in found("generate.json")},
         evaluation=evaluation,
         unjudged={
             folder_name(path): score
@@ -146,17 +147,6 @@ def read_run(root: Path) -> Run:
             "*.prepare.json, metrics.jsonl, generate.json and evaluation.json"
         )
     return run
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; `CorruptDataError` for anything else."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CorruptDataError(f"{path} is not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise CorruptDataError(f"{path}: expected a JSON object, found {type(data).__name__}")
-    return data
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -208,7 +198,7 @@ def _unjudged(manifest: Path) -> Score | None:
 def _training(folder: Path) -> Training:
     def optional(name: str) -> dict[str, Any]:
         path = folder / name
-        return read_json(path) if path.is_file() else {}
+        return read_json_object(path) if path.is_file() else {}
 
     config = folder / "config.yaml"
     return Training(

@@ -13,13 +13,13 @@ Keys, each present only when the run has it:
     total_seconds               from the first stage's start until now, or to the last stage's end
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mmfast.evaluate import Evaluation
+from mmfast.files import write_json
 from mmfast.report.run import Run, is_figure
 
 _OF_TRAINING = ("first_loss", "last_loss", "train_tokens", "train_seconds", "world_size", "seed")
@@ -75,11 +75,8 @@ def total_seconds(run: Run, *, now: float | None = None) -> float | None:
 
 
 def save_summary(summary: Mapping[str, Any], path: Path) -> None:
-    """Writes the JSON file by temporary file and rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    """Writes the JSON file."""
+    write_json(path, summary)
 
 
 def print_summary(summary: Mapping[str, Any]) -> None:

@@ -18,7 +18,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -26,11 +25,12 @@ from typing import Any, Self
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from torch.nn import functional
 
 from mmfast.errors import CorruptDataError, FormatVersionError
+from mmfast.files import write_bytes, write_json
 from mmfast.tokenizers.images import (
     RESIZE_POLICIES,
     ResizePolicy,
@@ -297,7 +297,7 @@ class FsqImageTokenizer(nn.Module):
         return pixels
 
     def save(self, folder: Path) -> None:
-        """Writes weights, then `config.json`, each by temporary file and rename.
+        """Writes weights, then `config.json`.
 
         The configuration carries the fingerprint of the weights, so a folder left between the two
         renames is recognised when it is loaded.
@@ -305,9 +305,7 @@ class FsqImageTokenizer(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         self._fingerprint = None
         tensors = {n: t.detach().cpu().contiguous() for n, t in self.state_dict().items()}
-        temporary = folder / (WEIGHTS_FILE + ".tmp")
-        save_file(tensors, temporary)
-        _publish(temporary, folder / WEIGHTS_FILE)
+        write_bytes(folder / WEIGHTS_FILE, save(tensors))
         document = {
             "kind": KIND,
             "format_version": FORMAT_VERSION,
@@ -316,9 +314,7 @@ class FsqImageTokenizer(nn.Module):
             "downsample": self.downsample,
             "fingerprint": self.fingerprint,
         }
-        temporary = folder / (CONFIG_FILE + ".tmp")
-        temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        _publish(temporary, folder / CONFIG_FILE)
+        write_json(folder / CONFIG_FILE, document)
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, *, device: str = "cpu") -> Self:
@@ -365,10 +361,3 @@ def _config_from_document(document: dict[str, Any], path: Path) -> FsqConfig:
         return FsqConfig(**fields)
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptDataError(f"{path} does not describe an FSQ tokenizer: {error}") from error
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    """Makes the file durable, then visible."""
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)

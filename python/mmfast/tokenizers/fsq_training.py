@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 from mmfast.console import log, progress
+from mmfast.errors import MmfastError
 from mmfast.tokenizers.fsq import FsqConfig, FsqImageTokenizer
 from mmfast.tokenizers.images import pixels_from_tensor, tensor_from_pixels
 from mmfast.tokenizers.training_images import TrainingImages
@@ -76,11 +77,9 @@ class FsqTrainingConfig:
 
     def __post_init__(self) -> None:
         positive = ("steps", "batch_size", "learning_rate", "max_grad_norm", "max_held_out")
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
-        if self.seconds is not None and self.seconds <= 0:
-            raise ValueError(f"seconds must be above 0, not {self.seconds}")
+        for name in (*positive, *(["seconds"] if self.seconds is not None else [])):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0 and finite, not {getattr(self, name)}")
         if not 0 < self.held_out_fraction < 1:
             raise ValueError("held_out_fraction must lie between 0 and 1")
         if not 0 < self.crop_min_scale <= 1:
@@ -141,7 +140,11 @@ def load_images(paths: Sequence[Path], config: FsqTrainingConfig) -> TrainingIma
 def train_fsq(
     images: TrainingImages, config: FsqTrainingConfig, *, device: str = "cpu"
 ) -> tuple[FsqImageTokenizer, FsqTrainingReport]:
-    """Trains a tokenizer and measures it on the held-out images."""
+    """Trains a tokenizer and measures it on the held-out images.
+
+    Raises:
+        MmfastError: training diverged: the loss is no longer a finite number.
+    """
     shape = dataclasses.replace(config.tokenizer, channels=images.channels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -179,6 +182,12 @@ def train_fsq(
             torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), config.max_grad_norm)
             optimizer.step()
             losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise MmfastError(
+                    f"training diverged: the loss is {losses[-1]} at step {len(losses)}; nothing was "
+                    f"saved. Lower learning_rate (it is {config.learning_rate:g}) or raise warmup_steps "
+                    f"(it is {config.warmup_steps})"
+                )
             job.advance((elapsed - before) if config.seconds else 1, loss=losses[-1])
             before = elapsed
     seconds = time.monotonic() - started

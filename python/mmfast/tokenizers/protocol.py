@@ -4,7 +4,6 @@ A tokenizer turns pixels into one or more grids of integer codes and back. A tok
 `config.json` whose `kind` names the class; weights are safetensors, so that loading runs no code.
 """
 
-import json
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from PIL import Image
 
-from mmfast.errors import CorruptDataError, UsageError
+from mmfast.errors import UsageError
+from mmfast.files import read_json_object
 
 CONFIG_FILE = "config.json"
 _CLASS_OF_KIND = {"fsq": "mmfast.tokenizers.fsq:FsqImageTokenizer"}
@@ -102,10 +102,4 @@ def read_tokenizer_config(folder: Path) -> dict[str, Any]:
             f"{folder} holds no image tokenizer ({CONFIG_FILE} is missing); "
             "`mmfast tokenizer train-image` makes one"
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptDataError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CorruptDataError(f"{path} must hold a JSON object, found {type(config).__name__}")
-    return config
+    return read_json_object(path)

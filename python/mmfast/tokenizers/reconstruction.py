@@ -6,7 +6,6 @@
 <output>/grid.png        originals above their reconstructions
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from PIL import Image
 
 from mmfast.console import progress
 from mmfast.errors import BadRecordError, UsageError
+from mmfast.files import write_json, write_json_lines
 from mmfast.tokenizers.fsq_training import psnr_db
 from mmfast.tokenizers.images import (
     images_from_tensor,
@@ -39,15 +39,25 @@ def reconstruct_images(
     image_size: int | None = None,
     batch_size: int = 32,
     num_grid_images: int = 32,
+    skipped: Counter[str] | None = None,
 ) -> dict[str, Any]:
     """Encodes and decodes the images of `items` (path, fields for the manifest); returns the metrics.
+
+    Args:
+        tokenizer: which one.
+        items: path of each image, and what its line of the manifest shall carry.
+        output: folder to write to.
+        image_size: side in pixels, a multiple of the tokenizer's factor; as trained by default.
+        batch_size: images at a time.
+        num_grid_images: how many `grid.png` shows.
+        skipped: counts by reason of what was left out of `items` already; bad images are added.
 
     Raises:
         UsageError: no image could be read.
     """
     output.mkdir(parents=True, exist_ok=True)
     size = image_size if image_size is not None else tokenizer.image_size
-    skipped: Counter[str] = Counter()
+    skipped = Counter() if skipped is None else skipped
     counts = [np.zeros(n, dtype=np.int64) for n in tokenizer.codebook_sizes]
     ratios: list[float] = []
     manifest: list[dict[str, Any]] = []
@@ -92,9 +102,8 @@ def reconstruct_images(
         "codebook_sizes": list(tokenizer.codebook_sizes),
         "tokenizer_fingerprint": tokenizer.fingerprint,
     }
-    lines = "".join(json.dumps(record) + "\n" for record in manifest)
-    _write(output / "manifest.jsonl", lines)
-    _write(output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    write_json_lines(output / "manifest.jsonl", manifest)
+    write_json(output / "metrics.json", metrics)
     rows: list[list[Image.Image]] = []
     for first in range(0, len(pairs), GRID_COLUMNS):
         columns = pairs[first : first + GRID_COLUMNS]
@@ -108,9 +117,3 @@ def _enlarged(image: Image.Image) -> Image.Image:
     factor = max(1, GRID_CELL_PIXELS // image.height)
     size = (image.width * factor, image.height * factor)
     return image.resize(size, Image.Resampling.NEAREST)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

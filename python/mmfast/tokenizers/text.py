@@ -6,13 +6,13 @@ a tokenizer's special tokens is encoded as plain text: data cannot forge control
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mmfast.errors import BadRecordError, CorruptDataError, UsageError
+from mmfast.files import write_bytes
 
 NUM_BYTES = 256
 FEW_TEXTS = 64
@@ -74,14 +74,8 @@ class TextTokenizer:
         return text
 
     def save(self, path: Path) -> None:
-        """Writes the very bytes it was loaded from, by temporary file and rename."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
-            file.write(self._file_bytes)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        """Writes the very bytes it was loaded from."""
+        write_bytes(path, self._file_bytes)
 
 
 def load_text_tokenizer(path: Path | str) -> TextTokenizer:

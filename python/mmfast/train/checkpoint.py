@@ -11,7 +11,6 @@ safetensors and JSON.
 
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,10 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
-from mmfast.distributed import barrier, rank, world_size
+from mmfast.distributed import rank, world_size
 from mmfast.errors import CorruptDataError, UsageError
+from mmfast.files import sync_folder, write_json
+from mmfast.train.agreement import together
 from mmfast.vocab import Vocabulary
 
 FORMAT_VERSION = 1
@@ -63,28 +64,31 @@ def save_checkpoint(
     vocabulary: Vocabulary,
     keep_latest: int,
 ) -> Path:
-    """Writes `folder/step-N` on all ranks together, then removes all but the latest ones."""
+    """Writes `folder/step-N` on all ranks together, then removes all but the latest ones.
+
+    A checkpoint that stood there under the same name is replaced.
+    """
     final = folder / f"{_PREFIX}{state.step}"
-    if final.exists():
-        return final
     temporary = final.with_name(final.name + ".tmp")
-    if rank() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    barrier()
+    with together():
+        if rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
     dcp.save(
         {**_tensors(model, optimizer), **_random_state()},
         checkpoint_id=str(temporary),
         no_dist=not dist.is_initialized(),
     )
-    if rank() == 0:
-        vocabulary.save(temporary)
-        document = {"format_version": FORMAT_VERSION, **dataclasses.asdict(state)}
-        _write_durably(temporary / STATE_FILE, json.dumps(document, indent=2) + "\n")
-        publish(temporary, final)
-        for old in list_checkpoints(folder)[:-keep_latest]:
-            shutil.rmtree(old)
-    barrier()
+    with together():
+        if rank() == 0:
+            vocabulary.save(temporary)
+            write_json(
+                temporary / STATE_FILE,
+                {"format_version": FORMAT_VERSION, **dataclasses.asdict(state)},
+            )
+            publish(temporary, final)
+            for old in list_checkpoints(folder)[:-keep_latest]:
+                shutil.rmtree(old)
     return final
 
 
@@ -140,12 +144,20 @@ def read_state(path: Path) -> RunState:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints of a run, oldest first; leftovers of a killed save are not among them."""
-    steps = [
-        (int(path.name.removeprefix(_PREFIX)), path)
-        for path in folder.glob(f"{_PREFIX}*")
-        if path.name.removeprefix(_PREFIX).isdigit()
-    ]
-    return [path for _, path in sorted(steps)]
+    whole = (p for p in folder.glob(f"{_PREFIX}*") if p.name.removeprefix(_PREFIX).isdigit())
+    return sorted(whole, key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix(_PREFIX))
+
+
+def remove_after(folder: Path, step: int) -> list[Path]:
+    """Deletes the checkpoints of later steps than `step`, and returns what they were."""
+    later = [path for path in list_checkpoints(folder) if _step_of(path) > step]
+    for path in reversed(later):
+        shutil.rmtree(path)
+    return later
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -155,10 +167,14 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def publish(temporary: Path, final: Path) -> None:
-    """The moment from which a checkpoint counts."""
-    _sync_folder(temporary)
+    """The moment from which a checkpoint counts; an earlier one of that name gives way to it."""
+    sync_folder(temporary)
+    replaced = final.with_name(final.name + ".old.tmp")
+    if final.exists():
+        final.rename(replaced)
     temporary.rename(final)
-    _sync_folder(final.parent)
+    sync_folder(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -184,21 +200,6 @@ def _random_state() -> dict[str, torch.Tensor]:
 
 def _rng_key(device: str) -> str:
     return f"rng.{device}.rank{rank()}"
-
-
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _first_line(error: BaseException) -> str:

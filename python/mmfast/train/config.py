@@ -45,7 +45,7 @@ class DataConfig:
         validation_prefix: held-out dataset; empty for no validation.
         bin_tokens: tokens of one packed row.
         window_documents: documents that are packed and shuffled together.
-        overlong: what happens to a document longer than a row.
+        overlong: what happens to a document longer than a row or than `model.context_length`.
     """
 
     prefix: str = ""
@@ -178,7 +178,7 @@ class LoopConfig:
     global_batch_bins: int = 8
     micro_batch_bins: int = 0
     log_every: int = 20
-    checkpoint_every: int = 0
+    checkpoint_every: int = 500
     keep_latest: int = 2
     validate_every: int = 0
     validation_batches: int = 8

@@ -1,14 +1,15 @@
 """Opens what a run trains on: checks that its datasets belong together, then makes loaders."""
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mmfast.data import Batch, Loader, Source
 from mmfast.distributed import rank, world_size
-from mmfast.errors import CorruptDataError, UsageError
+from mmfast.errors import CorruptDataError, UsageError, VocabularyMismatchError
+from mmfast.files import read_json_object
+from mmfast.tokenizers.protocol import read_tokenizer_config
 from mmfast.train.config import DataConfig, SourceConfig, TrainConfig
 from mmfast.vocab import Vocabulary
 
@@ -48,12 +49,33 @@ class DatasetFolder:
         return next((p for p in (self.path / named, Path(named)) if p.is_dir()), None)
 
 
+def require_image_tokenizer(dataset: DatasetFolder) -> None:
+    """Refuses an image tokenizer that was retrained or replaced since the dataset was prepared.
+
+    One that is not there is no error here: training needs none.
+
+    Raises:
+        VocabularyMismatchError: its codes are not those of the dataset.
+    """
+    expected = ((dataset.recipe or {}).get("image_tokenizer") or {}).get("fingerprint")
+    if dataset.image_tokenizer is None or expected is None:
+        return
+    found = read_tokenizer_config(dataset.image_tokenizer).get("fingerprint")
+    if found != expected:
+        raise VocabularyMismatchError(
+            f"the image tokenizer {dataset.image_tokenizer} has fingerprint {found}, but the dataset in "
+            f"{dataset.path} was prepared with {expected}: its codes mean other pictures. Put the former "
+            "tokenizer back, or prepare the dataset again."
+        )
+
+
 def open_folder(data: DataConfig) -> DatasetFolder:
     """The first source's folder, after checking that every other dataset of the run agrees with it.
 
     Raises:
         UsageError: no dataset is named, or a file is missing.
-        VocabularyMismatchError: two datasets number their ids differently.
+        VocabularyMismatchError: two datasets number their ids differently, or the image tokenizer is
+            not the one that a dataset was prepared with.
         CorruptDataError: a file is damaged, or two datasets were made by different recipes.
     """
     prefixes = [Path(source.prefix) for source in sources_of(data)]
@@ -99,7 +121,8 @@ def next_batch(batches: Iterator[Batch]) -> Batch | None:
     try:
         return next(batches, None)
     except ValueError as error:
-        raise UsageError(f"cannot make the next batch: {error}") from error
+        text = str(error).replace("max_document_tokens", "model.context_length")
+        raise UsageError(f"cannot make the next batch: {text}") from error
 
 
 def _loader(config: TrainConfig, vocabulary: Vocabulary, sources: list[SourceConfig]) -> Loader:
@@ -109,6 +132,7 @@ def _loader(config: TrainConfig, vocabulary: Vocabulary, sources: list[SourceCon
             config.objective.objective,
             vocabulary,
             bin_tokens=config.data.bin_tokens,
+            max_document_tokens=config.model.context_length,
             global_batch_bins=config.train.global_batch_bins,
             seed=config.seed,
             window_documents=config.data.window_documents,
@@ -141,13 +165,12 @@ def _read_folder(prefix: Path) -> DatasetFolder:
     recipe_path = folder / RECIPE_FILE
     recipe = None
     if recipe_path.is_file():
-        try:
-            recipe = json.loads(recipe_path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CorruptDataError(f"{recipe_path} is not valid JSON: {error}") from error
-        if not isinstance(recipe, dict):
-            raise CorruptDataError(f"{recipe_path} does not hold a JSON object")
-    return DatasetFolder(path=folder, vocabulary=vocabulary, recipe=recipe)
+        recipe = read_json_object(recipe_path)
+        if not isinstance(recipe.get("image_tokenizer") or {}, dict):
+            raise CorruptDataError(f"{recipe_path}: `image_tokenizer` is not an object")
+    dataset = DatasetFolder(path=folder, vocabulary=vocabulary, recipe=recipe)
+    require_image_tokenizer(dataset)
+    return dataset
 
 
 def _comparable(recipe: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -5,7 +5,6 @@ The folder holds what transformers expects (`config.json`, `generation_config.js
 `recipe.json` and `image_tokenizer/`. It is written beside its place and moved there as a whole.
 """
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +15,16 @@ import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from mmfast.console import log
-from mmfast.distributed import barrier, rank
+from mmfast.distributed import rank
+from mmfast.files import write_json
 from mmfast.models.decoder import DecoderConfig, build_decoder
-from mmfast.train.datasets import RECIPE_FILE, TOKENIZER_FILE, DatasetFolder
+from mmfast.train.agreement import together
+from mmfast.train.datasets import (
+    RECIPE_FILE,
+    TOKENIZER_FILE,
+    DatasetFolder,
+    require_image_tokenizer,
+)
 
 IMAGE_TOKENIZER_FOLDER = "image_tokenizer"
 
@@ -33,29 +39,35 @@ def export_model(
 ) -> None:
     """Gathers the weights on rank 0 and writes `folder`, replacing an earlier export.
 
+    What rank 0 cannot write, or may not, ends all ranks.
+
     Args:
         decoder: the trained model, sharded or not; every rank must call.
         folder: where the export goes.
         config: the model's shape.
         dataset: source of vocabulary, tokenizers and recipe.
         dtype: type of the written weights.
+
+    Raises:
+        VocabularyMismatchError: the image tokenizer is no longer the one that the data was made with.
     """
     weights = get_model_state_dict(
         decoder, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
-    if rank() == 0:
-        temporary = folder.with_name(folder.name + ".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        _write_weights(weights, temporary, config=config, dataset=dataset, dtype=dtype)
-        _write_companions(dataset, temporary)
-        previous = folder.with_name(folder.name + ".old")
-        shutil.rmtree(previous, ignore_errors=True)
-        if folder.exists():
-            folder.rename(previous)
-        temporary.rename(folder)
-        shutil.rmtree(previous, ignore_errors=True)
-    barrier()
+    with together():
+        if rank() == 0:
+            require_image_tokenizer(dataset)
+            temporary = folder.with_name(folder.name + ".tmp")
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            _write_weights(weights, temporary, config=config, dataset=dataset, dtype=dtype)
+            _write_companions(dataset, temporary)
+            previous = folder.with_name(folder.name + ".old")
+            shutil.rmtree(previous, ignore_errors=True)
+            if folder.exists():
+                folder.rename(previous)
+            temporary.rename(folder)
+            shutil.rmtree(previous, ignore_errors=True)
 
 
 def _write_weights(
@@ -107,4 +119,4 @@ def _write_companions(dataset: DatasetFolder, folder: Path) -> None:
             f"{dataset.path / RECIPE_FILE} was not found; copy it to "
             f"{folder.name.removesuffix('.tmp')}/{IMAGE_TOKENIZER_FOLDER} before drawing images"
         )
-    (folder / RECIPE_FILE).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / RECIPE_FILE, recipe)

@@ -6,6 +6,7 @@ up over ranks and rank 0 writes a line for each step. So no step waits for a num
 
 import dataclasses
 import json
+import os
 import resource
 import sys
 import time
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from mmfast.console import log
 from mmfast.distributed import rank
+from mmfast.files import write_json, write_text
 
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
@@ -82,8 +84,10 @@ class MetricsLog:
         self._started = time.perf_counter() - start_seconds
         self._interval_started = time.perf_counter()
         self._interval_tokens = start_tokens
+        # Step of the last validation line; only rank 0 knows.
+        self.validated_step: int | None = None
         if rank() == 0:
-            _keep_steps(self.path, start_step)
+            self.validated_step = _keep_steps(self.path, start_step)
 
     @property
     def seconds(self) -> float:
@@ -139,11 +143,18 @@ class MetricsLog:
         figures = losses(sums.cpu())
         if rank() == 0:
             self._append([{"step": step, "split": "validation", **figures}])
+            self.validated_step = step
             shown = " ".join(f"{name} {value:.4f}" for name, value in figures.items())
             log(f"step {step}: validation {shown}")
         # Training's rate is not charged with the time that validation took.
         self._interval_started = time.perf_counter()
         return figures["loss"]
+
+    def sync(self) -> None:
+        """Makes what was written durable, so that no checkpoint is ahead of its metrics."""
+        if rank() == 0 and self.path.exists():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
 
     def _append(self, lines: list[dict[str, Any]]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
@@ -197,10 +208,7 @@ def write_summary(folder: Path, figures: dict[str, Any]) -> dict[str, Any]:
         "last_loss": sum(last) / len(last),
         **figures,
     }
-    path = folder / SUMMARY_FILE
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_json(folder / SUMMARY_FILE, summary)
     return summary
 
 
@@ -213,17 +221,24 @@ def memory_gib() -> float:
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
-def _keep_steps(path: Path, last_step: int) -> None:
-    """Cuts a metrics file after `last_step`, dropping a line that a kill left half-written."""
+def _keep_steps(path: Path, last_step: int) -> int | None:
+    """Cuts a metrics file after `last_step`, dropping a line that a kill left half-written.
+
+    Returns:
+        The step of the last validation that is kept, None without one.
+    """
     if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+        return None
+    kept, validated = [], None
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            if json.loads(line)["step"] <= last_step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
+            record = json.loads(line)
+            if record["step"] > last_step:
+                continue
+        except (ValueError, KeyError, TypeError):
             continue
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+        kept.append(line + "\n")
+        if record.get("split") == "validation":
+            validated = record["step"]
+    write_text(path, "".join(kept))
+    return validated

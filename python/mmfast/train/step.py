@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from mmfast.data import Batch
-from mmfast.errors import UsageError
 from mmfast.models import attention_inputs
 from mmfast.train.config import TrainConfig
 from mmfast.train.loss import NUM_MODALITIES, DecoderWithLoss, LossSums
@@ -31,7 +30,7 @@ def backward_batch(
         model: sharded.
         batch: this rank's rows, on the CPU.
         weight_sum: Σ w over the rows of all ranks.
-        config: micro-batch size, types and context length.
+        config: micro-batch size and types.
         device: where the model is.
 
     Returns:
@@ -52,19 +51,7 @@ def backward_batch(
 def forward_rows(
     model: DecoderWithLoss, batch: Batch, rows: slice, *, config: TrainConfig, device: torch.device
 ) -> LossSums:
-    """Loss sums of some rows.
-
-    Raises:
-        UsageError: a document is longer than the model's context.
-    """
-    position_ids = batch.position_ids[rows]
-    longest = int(position_ids.max()) + 1
-    if longest > config.model.context_length:
-        raise UsageError(
-            f"a document of {longest} tokens exceeds model.context_length "
-            f"{config.model.context_length}; raise it, lower data.bin_tokens, or set "
-            "data.overlong to truncate, split or drop"
-        )
+    """Loss sums of some rows."""
     modality = batch.modality_ids[rows] & MODALITY_BITS
     # A label is the next token, and so is its modality; the last of a row is never a label.
     label_modality = torch.cat([modality[:, 1:], modality[:, -1:]], dim=1)
@@ -73,7 +60,7 @@ def forward_rows(
     )
     tensors = (
         batch.input_ids[rows],
-        position_ids,
+        batch.position_ids[rows],
         batch.labels[rows],
         batch.loss_weights[rows],
         label_modality,

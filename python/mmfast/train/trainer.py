@@ -7,7 +7,6 @@ size of a micro-batch changes the result beyond rounding.
 
 import dataclasses
 import gc
-import json
 import platform
 import signal
 import threading
@@ -24,8 +23,10 @@ import transformers
 
 from mmfast.config import save_config
 from mmfast.console import log
+from mmfast.data import Batch
 from mmfast.distributed import barrier, local_rank, process_group, rank, world_size
 from mmfast.errors import ConfigError, UsageError
+from mmfast.files import write_json
 from mmfast.models import (
     build_decoder,
     initialise,
@@ -33,6 +34,7 @@ from mmfast.models import (
     parameter_count,
 )
 from mmfast.train import checkpoint, datasets
+from mmfast.train.agreement import raise_together, together
 from mmfast.train.checkpoint import RunState
 from mmfast.train.config import TrainConfig
 from mmfast.train.export import export_model
@@ -81,32 +83,44 @@ class _Run:
         if config.train.deterministic:
             # Not called otherwise, with False: torch loads its compiler for this, two seconds.
             torch.use_deterministic_algorithms(mode=True)
-        self.dataset = datasets.open_folder(config.data)
-        resume_path = _resume_path(self.checkpoints, resume)
-        self.state = RunState(world_size=world_size(), model=_shape(config))
-        if resume_path is not None:
-            self.state = _checked_state(resume_path, config, self.dataset.vocabulary)
-        self.loader = datasets.open_loader(config, self.dataset.vocabulary)
-        if resume_path is not None:
-            self.loader.load_state_dict(self.state.loader)
-        if config.data.validation_prefix:
-            datasets.open_validation_loader(config, self.dataset.vocabulary)  # fails now or never
+        with together():
+            self.dataset = datasets.open_folder(config.data)
+            resume_path = _resume_path(self.checkpoints, resume)
+            self.state = RunState(world_size=world_size(), model=_shape(config))
+            if resume_path is not None:
+                self.state = _checked_state(resume_path, config, self.dataset.vocabulary)
+            self.loader = datasets.open_loader(config, self.dataset.vocabulary)
+            if resume_path is not None:
+                self.loader.load_state_dict(self.state.loader)
+            if config.data.validation_prefix:
+                # Settings that it cannot be opened with come to light before any training.
+                datasets.open_validation_loader(config, self.dataset.vocabulary)
         torch.manual_seed(config.seed)
         self.model = self._build_model(fresh=resume_path is None)
         self.parameters = list(self.model.parameters())
         self.optimizer = build_optimizer(self.model, config.optimizer)
         if resume_path is not None:
             checkpoint.load_checkpoint(resume_path, model=self.model, optimizer=self.optimizer)
+        self.saved_step = self.state.step
         barrier()  # nobody writes before everybody has found its inputs in order
-        if rank() == 0:
-            checkpoint.remove_leftovers(self.checkpoints)
-            save_config(config, self.output / "config.yaml")
-            _write_environment(self.output / "env.json", self.device)
+        with together():
+            if rank() == 0:
+                checkpoint.remove_leftovers(self.checkpoints)
+                self._remove_later_checkpoints()
+                save_config(config, self.output / "config.yaml")
+                _write_environment(self.output / "env.json", self.device)
         origin = f"resuming {resume_path} at step {self.state.step}" if resume_path else "starting"
         log(
             f"{origin}: {parameter_count(self.model):,} parameters, {world_size()} processes on "
             f"{self.device.type}, vocabulary {self.dataset.vocabulary.size}, output {self.output}"
         )
+
+    def _remove_later_checkpoints(self) -> None:
+        """Going on from an older checkpoint gives up what came after it: one folder, one history."""
+        removed = checkpoint.remove_after(self.checkpoints, self.state.step)
+        if removed:
+            names = ", ".join(path.name for path in removed)
+            log(f"going on from step {self.state.step}: removed the later {names}")
 
     def _build_model(self, *, fresh: bool) -> DecoderWithLoss:
         config = self.config
@@ -138,18 +152,16 @@ class _Run:
         tokens, documents = state.tokens, state.documents
         for step in range(state.step, loop.steps):
             started = time.perf_counter()
-            batch = datasets.next_batch(batches)
+            batch, refusal = _try_next(batches)
+            wait_secs = time.perf_counter() - started
+            num_refusals, weight_sum, num_tokens, num_documents, num_positions, stops = (
+                _sum_over_ranks(float(refusal is not None), *_figures(batch), float(stop.is_set()))
+            )
+            if num_refusals:
+                raise_together(refusal)
             if batch is None:
                 log(f"the data ends after step {step}: {self.loader.limit()}")
                 break
-            wait_secs = time.perf_counter() - started
-            weight_sum, num_tokens, num_documents, num_positions, stops = _sum_over_ranks(
-                batch.weight_sum,
-                batch.num_tokens,
-                batch.num_documents,
-                batch.input_ids.numel(),
-                float(stop.is_set()),
-            )
             lr = learning_rate(
                 step,
                 num_steps=loop.steps,
@@ -205,11 +217,17 @@ class _Run:
                 gc.collect()
         if self.state.step == 0:
             raise UsageError("the data ends before its first global batch; nothing was trained")
-        if self.state.step > state.step:
-            metrics.flush(announce=True)
+        metrics.flush(announce=True)
+        if not self._is_validated(metrics):
             self._validate(self.state.step, metrics)
+        if self.state.step > self.saved_step:
             self._save(metrics)
         return self._finish()
+
+    def _is_validated(self, metrics: MetricsLog) -> bool:
+        """Whether the current step's validation is on record, as rank 0 sees it."""
+        on_record = rank() == 0 and metrics.validated_step == self.state.step
+        return _sum_over_ranks(float(on_record))[0] > 0
 
     @torch.no_grad()
     def _validate(self, step: int, metrics: MetricsLog) -> None:
@@ -222,7 +240,8 @@ class _Run:
         loader = datasets.open_validation_loader(self.config, self.dataset.vocabulary)
         batches = iter(loader)
         for _ in range(self.config.train.validation_batches):
-            batch = datasets.next_batch(batches)
+            with together():
+                batch = datasets.next_batch(batches)
             assert batch is not None, "a validation stream has no end"
             sums = forward_rows(
                 self.model, batch, slice(None), config=self.config, device=self.device
@@ -236,6 +255,7 @@ class _Run:
     def _save(self, metrics: MetricsLog) -> None:
         """Writes what is known up to the current step: first the metrics, then the checkpoint."""
         metrics.flush(announce=False)
+        metrics.sync()
         self.state = dataclasses.replace(
             self.state, skipped_steps=metrics.skipped_steps, seconds=metrics.seconds
         )
@@ -247,6 +267,7 @@ class _Run:
             vocabulary=self.dataset.vocabulary,
             keep_latest=self.config.train.keep_latest,
         )
+        self.saved_step = self.state.step
 
     def _finish(self) -> dict[str, Any]:
         self.loader.close()
@@ -275,6 +296,21 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
+def _try_next(batches: Iterator[Batch]) -> tuple[Batch | None, Exception | None]:
+    """The next batch, or what kept this rank from getting it."""
+    try:
+        return datasets.next_batch(batches), None
+    except Exception as error:  # noqa: BLE001 -- raised once all ranks know of it
+        return None, error
+
+
+def _figures(batch: Batch | None) -> tuple[float, float, float, float]:
+    """Σ w, tokens, documents and positions of this rank's part of a batch."""
+    if batch is None:
+        return 0.0, 0.0, 0.0, 0.0
+    return batch.weight_sum, batch.num_tokens, batch.num_documents, batch.input_ids.numel()
+
+
 def _sum_over_ranks(*values: float) -> list[float]:
     totals = torch.tensor(values, dtype=torch.float64)
     if world_size() > 1:
@@ -294,7 +330,13 @@ def _resume_path(folder: Path, resume: str) -> Path | None:
                 "remove it, or go on with --resume auto"
             )
         return None
-    return Path(resume)
+    path = Path(resume)
+    if found and path.resolve().parent != folder.resolve():
+        raise UsageError(
+            f"{folder.parent} already holds a run with {found[-1].name}, and {path} belongs to another; "
+            "choose another output, or go on with --resume auto"
+        )
+    return path
 
 
 def _checked_state(path: Path, config: TrainConfig, vocabulary: Vocabulary) -> RunState:
@@ -333,7 +375,7 @@ def _write_environment(path: Path, device: torch.device) -> None:
         "world_size": world_size(),
         "threads": torch.get_num_threads(),
     }
-    path.write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+    write_json(path, environment)
 
 
 @contextmanager

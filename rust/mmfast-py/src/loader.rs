@@ -53,7 +53,7 @@ impl BatchLoader {
 impl BatchLoader {
     #[new]
     #[pyo3(signature = (prefixes, weights, max_epochs, objective, *, seed, window_documents, bin_tokens,
-        global_batch_bins, overlong, rank, world_size, pad_id, vocabulary_size, prefetch_batches))]
+        max_document_tokens, global_batch_bins, overlong, rank, world_size, pad_id, vocabulary_size, prefetch_batches))]
     #[expect(
         clippy::too_many_arguments,
         reason = "the fields of one configuration, passed by keyword"
@@ -67,6 +67,7 @@ impl BatchLoader {
         seed: u64,
         window_documents: u64,
         bin_tokens: u32,
+        max_document_tokens: Option<u32>,
         global_batch_bins: u32,
         overlong: &str,
         rank: u32,
@@ -80,6 +81,7 @@ impl BatchLoader {
                 seed,
                 window_documents,
                 bin_tokens,
+                max_document_tokens,
                 global_batch_bins,
                 overlong: Overlong::from_name(overlong)?,
                 rank,

@@ -153,7 +153,7 @@ impl Stream {
                 item.key()?,
                 sequences,
                 ids,
-                batch.row_tokens as u64,
+                u64::from(self.config.document_tokens()),
                 transformed,
             );
             batch.write_document(position, number, transformed);

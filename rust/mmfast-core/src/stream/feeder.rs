@@ -99,9 +99,8 @@ impl Feeder {
                 barren_documents += plan.counts().documents;
                 if barren_documents > 2 * self.stream.num_source_documents() {
                     return Err(Error::argument(format!(
-                        "none of {barren_documents} documents fits a row of {} tokens; raise bin_tokens or \
-                         set overlong to split",
-                        self.stream.config.bin_tokens
+                        "none of {barren_documents} documents fits {}, or set overlong to split",
+                        self.stream.config.document_limit()
                     )));
                 }
             }

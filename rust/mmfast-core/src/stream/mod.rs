@@ -56,9 +56,11 @@ pub struct StreamConfig {
     pub window_documents: u64,
     /// Tokens per row.
     pub bin_tokens: u32,
+    /// Longest document, after the objective, e.g. a model's context; `None` for no limit but the row.
+    pub max_document_tokens: Option<u32>,
     /// Rows per global batch, over all ranks.
     pub global_batch_bins: u32,
-    /// What happens to documents longer than a row.
+    /// What happens to documents longer than [`StreamConfig::document_tokens`].
     pub overlong: Overlong,
     /// This process's number.
     pub rank: u32,
@@ -89,6 +91,9 @@ impl StreamConfig {
                 "bin_tokens is between 1 and {MAX_BIN_TOKENS}, found {bin_tokens}"
             )));
         }
+        if self.max_document_tokens == Some(0) {
+            return Err(Error::argument("max_document_tokens must be at least 1"));
+        }
         if self.global_batch_bins == 0 {
             return Err(Error::argument("global_batch_bins must be at least 1"));
         }
@@ -104,6 +109,22 @@ impl StreamConfig {
             )));
         }
         Ok(())
+    }
+
+    /// Tokens that a document may have: a row's, or fewer if `max_document_tokens` says so.
+    pub fn document_tokens(&self) -> u32 {
+        self.max_document_tokens
+            .map_or(self.bin_tokens, |most| most.min(self.bin_tokens))
+    }
+
+    /// That limit in words, with what would raise it.
+    fn document_limit(&self) -> String {
+        let most = self.document_tokens();
+        if most < self.bin_tokens {
+            format!("max_document_tokens {most}; raise it")
+        } else {
+            format!("a row of {most}; raise bin_tokens")
+        }
     }
 
     /// Rows per batch on each rank.
@@ -192,9 +213,10 @@ impl Stream {
 /// Hashes of the four parts that decide a stream's rows, joined by dashes.
 fn fingerprint(config: &StreamConfig, sources: &[StreamSource], objective: &Objective) -> String {
     let packing = format!(
-        "stream {STATE_VERSION} order {ALGORITHM_VERSION} window {} bin {} overlong {}",
+        "stream {STATE_VERSION} order {ALGORITHM_VERSION} window {} bin {} document {} overlong {}",
         config.window_documents,
         config.bin_tokens,
+        config.document_tokens(),
         config.overlong.name()
     );
     let blend: Vec<(u64, Option<u64>)> = sources

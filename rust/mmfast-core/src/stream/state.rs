@@ -8,7 +8,10 @@ pub const STATE_VERSION: u64 = 1;
 
 /// Parts of a fingerprint, in its order, with what a user may have changed.
 const FINGERPRINT_PARTS: [(&str, &str); 4] = [
-    ("packing", "window_documents, bin_tokens or overlong"),
+    (
+        "packing",
+        "window_documents, bin_tokens, max_document_tokens or overlong",
+    ),
     ("blend", "weights, max_epochs or the number of sources"),
     ("objective", "the objective or its vocabulary"),
     ("data", "the documents of a source"),

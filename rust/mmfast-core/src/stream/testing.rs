@@ -101,6 +101,7 @@ pub(super) fn config() -> StreamConfig {
         seed: 17,
         window_documents: 64,
         bin_tokens: 96,
+        max_document_tokens: None,
         global_batch_bins: 7,
         overlong: Overlong::Error,
         rank: 0,

@@ -417,6 +417,52 @@ fn an_overlong_document_is_an_error_that_names_it_and_its_source() {
 }
 
 #[test]
+fn a_limit_below_the_row_bounds_documents_with_their_spans() {
+    let limited = |overlong, most| StreamConfig {
+        bin_tokens: 400,
+        max_document_tokens: Some(most),
+        overlong,
+        ..config()
+    };
+    let long = || {
+        let memory = Memory::new(&[document(&[(100, 0)]), document(&[(40, 0), (20, 0)])]);
+        vec![source(memory, Some(20))]
+    };
+    for overlong in [Overlong::Truncate, Overlong::Split, Overlong::Drop] {
+        let stream = stream(limited(overlong, 64), long(), cm3());
+        let lengths: Vec<Vec<usize>> = batches(&stream, Cursor::default(), usize::MAX)
+            .iter()
+            .flat_map(documents_by_row)
+            .map(|row| row.iter().map(|(ids, _, _)| ids.len()).collect())
+            .collect();
+        let longest = lengths.concat().into_iter().max().unwrap();
+        assert!(longest > 60 && longest <= 64, "{overlong:?}: {longest}");
+        assert!(lengths.iter().any(|row| row.len() > 4), "rows stay long");
+    }
+    let stream = stream(limited(Overlong::Error, 64), long(), cm3());
+    let error = stream.plan(0).map(|_| ()).unwrap_err().to_string();
+    assert!(
+        error.contains("has 100 ids and does not fit max_document_tokens 64; raise it"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_limit_is_part_of_the_packing_only_where_it_binds() {
+    let limited = |most| {
+        caption_stream(StreamConfig {
+            max_document_tokens: most,
+            ..config()
+        })
+    };
+    let state = limited(None).state_at(Cursor::default());
+    limited(Some(96)).cursor_of(&state).unwrap();
+    limited(Some(4_096)).cursor_of(&state).unwrap();
+    let error = limited(Some(64)).cursor_of(&state).unwrap_err();
+    assert!(error.to_string().contains("max_document_tokens"), "{error}");
+}
+
+#[test]
 fn a_stream_of_nothing_that_fits_is_an_error_and_not_an_endless_search() {
     let memory = Memory::new(&[document(&[(30, 1)]), document(&[])]);
     let config = StreamConfig {

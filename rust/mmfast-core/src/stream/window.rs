@@ -40,7 +40,7 @@ pub struct PlanCounts {
     pub truncated: u64,
     /// Documents that became several.
     pub split: u64,
-    /// Documents left out because they, or an image in them, are longer than a row.
+    /// Documents left out because they, or an image in them, are too long.
     pub dropped: u64,
     /// Documents without ids.
     pub empty: u64,
@@ -189,11 +189,11 @@ impl Planner<'_> {
         }
         match self.stream.config.overlong {
             Overlong::Error => Err(Error::argument(format!(
-                "document {} of {} has {total} ids and does not fit a row of {}; raise bin_tokens, or set \
-                 overlong to truncate, split or drop",
+                "document {} of {} has {total} ids and does not fit {}, or set overlong to truncate, split \
+                 or drop",
                 address.document,
                 self.stream.source(address.source)?.name,
-                self.capacity(),
+                self.stream.config.document_limit(),
             ))),
             Overlong::Drop => {
                 self.counts.dropped += 1;
@@ -212,7 +212,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Cuts a document into pieces, or leaves it out if an atomic sequence is longer than a row.
+    /// Cuts a document into pieces, or leaves it out if an atomic sequence is too long for one.
     fn split(&mut self, whole: Item, sequences: &[Sequence]) -> Result<()> {
         let mut pieces = Vec::new();
         let mut start = 0;
@@ -238,7 +238,7 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Ids of the longest part at the front of an item that fits a row, with room for its spans if
+    /// Ids of the longest part at the front of an item that fits, with room for its spans if
     /// the rule of a cut allows; 0 if an atomic sequence in front does not fit.
     fn prefix(&self, item: &Item, sequences: &[Sequence]) -> Result<u64> {
         if item.length <= self.capacity() {
@@ -274,7 +274,8 @@ impl Planner<'_> {
         Ok(())
     }
 
+    /// Tokens that an item may have after the objective.
     fn capacity(&self) -> u64 {
-        u64::from(self.stream.config.bin_tokens)
+        u64::from(self.stream.config.document_tokens())
     }
 }
