@@ -66,7 +66,7 @@ test-rust: $(STAMP_BUILD)
 
 .PHONY: test-python
 test-python: $(STAMP_BUILD)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # The wheel is built from the sdist, opened, and installed into an environment that holds nothing else.
 dist/.stamp-wheel: $(STAMP_DEPS) $(RUST_SOURCES) $(PYTHON_SOURCES) pyproject.toml README.md
@@ -97,7 +97,7 @@ $(VENV)-floor/.stamp-dependencies: constraints/floor.txt $(STAMP_DEPS)
 .PHONY: test-floor
 test-floor: dist/.stamp-wheel $(VENV)-floor/.stamp-dependencies ## the built wheel under the oldest torch, transformers and Triton
 	$(BIN)/uv pip install --quiet --python $(VENV)-floor/bin/python --no-deps --reinstall dist/*.whl
-	OMP_NUM_THREADS=1 $(VENV)-floor/bin/python -m pytest -n 2 $(FLOOR_TESTS)
+	OMP_NUM_THREADS=1 $(VENV)-floor/bin/python -m pytest -n 2 --dist loadgroup $(FLOOR_TESTS)
 
 $(VENV)-peers/.stamp-dependencies: constraints/peers.txt $(STAMP_DEPS)
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-peers

@@ -5,8 +5,9 @@ indexed dataset, through FSDP training, and back to media. `import mmfast` loads
 public names are resolved on first use.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mmfast.lazy import lazy_names
 
 if TYPE_CHECKING:
     from mmfast.generate import load
@@ -23,14 +24,4 @@ _MODULE_OF_NAME = {
     "sample": "mmfast.sampling",
 }
 
-
-def __getattr__(name: str) -> Any:
-    try:
-        module = _MODULE_OF_NAME[name]
-    except KeyError:
-        raise AttributeError(f"module 'mmfast' has no attribute {name!r}") from None
-    return getattr(import_module(module), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF_NAME)

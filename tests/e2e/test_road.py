@@ -28,7 +28,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 NUM_TRAIN, NUM_HELD_OUT = 160, 300
 NUM_STEPS = 40
 
-pytestmark = pytest.mark.slow
+# One worker makes the run and looks at it.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("road")]
 
 
 def mmfast_command(*arguments: object) -> None:
@@ -261,7 +262,10 @@ def test_readme_commands_run_on_a_folder_of_photographs(
         records.append({"image": name, "caption": f"part {i} of a photograph of an astronaut"})
     lines = "".join(json.dumps(record) + "\n" for record in records)
     Path("photos/captions.jsonl").write_text(lines, encoding="utf-8")
-    shorter = {"train-image": ["--steps", "3"], "mmfast.train": ["train.steps=2"]}
+    shorter = {
+        "train-image": ["--steps", "60", "batch_size=4", "warmup_steps=5"],
+        "mmfast.train": ["train.steps=2"],
+    }
     for command in shell_commands(REPOSITORY / "README.md"):
         more = [word for name, words in shorter.items() if name in command for word in words]
         if command[0] == "torchrun":

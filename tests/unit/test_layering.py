@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "python" / "mmfast"
 
 # A room may import rooms of a lower rank, or its own. `__main__` modules rank with the command line.
 RANKS = [
-    {"errors", "files", "config", "console", "registry", "distributed", "vocab", "_mmfast"},
+    {"errors", "lazy", "files", "config", "console", "registry", "distributed", "vocab", "_mmfast"},
     {"data", "kernels", "sampling", "tokenizers"},
     {"objectives", "models"},
     {"train", "generate", "retrieval", "prepare"},

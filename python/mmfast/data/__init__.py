@@ -11,8 +11,9 @@ Datasets need no torch; names are resolved on first use, so importing them loads
     [0, 1]
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mmfast.lazy import lazy_names
 
 if TYPE_CHECKING:
     from mmfast.data.batch import Batch
@@ -61,14 +62,4 @@ _MODULE_OF_NAME = {
     "pack": "mmfast.data.packing",
 }
 
-
-def __getattr__(name: str) -> Any:
-    try:
-        module = _MODULE_OF_NAME[name]
-    except KeyError:
-        raise AttributeError(f"module 'mmfast.data' has no attribute {name!r}") from None
-    return getattr(import_module(module), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF_NAME)

@@ -1,7 +1,8 @@
 """Training: FSDP2 over transformers classes, exact resume, export to the Hugging Face layout."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mmfast.lazy import lazy_names
 
 if TYPE_CHECKING:
     from mmfast.train.config import TrainConfig, load_train_config
@@ -15,14 +16,4 @@ _MODULE_OF_NAME = {
     "train": "mmfast.train.trainer",
 }
 
-
-def __getattr__(name: str) -> Any:
-    try:
-        module = _MODULE_OF_NAME[name]
-    except KeyError:
-        raise AttributeError(f"module 'mmfast.train' has no attribute {name!r}") from None
-    return getattr(import_module(module), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF_NAME)
