@@ -54,7 +54,7 @@ format: $(STAMP_BUILD) ## rewrite the sources in the house format
 
 .PHONY: demo
 demo: $(STAMP_BUILD) ## real digits to drawn and captioned ones, with a report: SEED=0 OUT=out/demo
-	@echo "export, 2 tokenizers, prepare, train, generate, evaluate, report: about 8 minutes on 2 cores"
+	@echo "export, 2 tokenizers, prepare, train, generate, evaluate, report: about 5 minutes on 2 cores"
 	PATH="$(abspath $(BIN)):$$PATH" bash examples/digits/run.sh
 
 .PHONY: test
