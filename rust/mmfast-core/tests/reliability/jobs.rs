@@ -66,11 +66,7 @@ pub(crate) fn read(vfs: &dyn Vfs, at: &Prefix) -> Result<Sequences> {
         Verify::Index
     };
     let dataset = IndexedDataset::open_on(vfs, at, level)?;
-    let read = |sequence| {
-        let mut ids = Vec::new();
-        dataset.read_into(sequence, &mut ids)?;
-        Ok(ids)
-    };
+    let read = |sequence| dataset.ids(sequence..sequence + 1);
     (0..dataset.num_sequences()).map(read).collect()
 }
 

@@ -117,7 +117,6 @@ fn mutate(bytes: &mut Vec<u8>, draws: &mut Draws) {
 fn read_everything(dataset: &IndexedDataset, is_checked: bool) -> Result<(), Error> {
     let num_sequences = dataset.num_sequences();
     let mut next = 0;
-    let mut ids = Vec::new();
     for document in 0..dataset.num_documents() {
         let sequences = dataset.document_sequences(document);
         if is_checked {
@@ -126,11 +125,11 @@ fn read_everything(dataset: &IndexedDataset, is_checked: bool) -> Result<(), Err
         for sequence in sequences? {
             dataset.mode(sequence)?;
             dataset.token_range(sequence)?;
-            ids.clear();
-            match dataset.read_into(sequence, &mut ids) {
+            match dataset.ids(sequence..sequence + 1) {
+                Ok(ids) => assert_eq!(ids.len(), dataset.sequence_length(sequence)? as usize),
                 // A dtype of the same width may hold no ids.
                 Err(Error::InvalidArgument(_)) => {}
-                read => read?,
+                Err(error) => return Err(error),
             }
             next = sequence + 1;
         }
