@@ -17,7 +17,7 @@ import pytest
 from mmfast.data import IndexedDatasetBuilder, merge_datasets
 
 NUM_PARTS = 8
-NUM_SHARDS, NUM_PEER_SHARDS, SHARD_DOCUMENTS, SHARD_LENGTH = 200, 20, 10_000, 16
+NUM_SHARDS, NUM_PEER_SHARDS, SHARD_DOCUMENTS, SHARD_LENGTH = 200, 10, 10_000, 16
 FEW = pytest.mark.benchmark(group="merge, 8 parts of 55 MB")
 MANY = pytest.mark.benchmark(group="merge, 200 shards of 10,000 documents")
 
@@ -156,7 +156,7 @@ def test_merge_many_mmfast(measure, shards, folder) -> None:
 
 @MANY
 def test_merge_many_megatron(measure, shards, folder) -> None:
-    """A tenth of the shards: it collects garbage after each, which takes long beside a large heap."""
+    """Ten of the shards: it collects garbage after each, which takes long beside a large heap."""
     some = shards[:NUM_PEER_SHARDS]
     peer = pytest.importorskip(
         "megatron.core.datasets.indexed_dataset", reason="megatron-core is not installed"
