@@ -69,6 +69,11 @@ impl Vfs for FaultyDisk {
         Disk.create(path)
     }
 
+    fn reopen(&self, path: &Path, num_bytes: u64) -> Result<File> {
+        self.call(path)?;
+        Disk.reopen(path, num_bytes)
+    }
+
     fn read_at(&self, file: &File, offset: u64, out: &mut [u8]) -> Result<()> {
         self.call(file.path())?;
         Disk.read_at(file, offset, out)
