@@ -30,6 +30,13 @@ const DOCUMENTS: [&[&[i64]]; 6] = [
     &[&[11, 12]],
 ];
 
+/// A folder of its own, in memory where there is such a place: what syncs do is not tested here.
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap()
+}
+
 fn prefix(folder: &Path, name: &str) -> Prefix {
     Prefix::new(folder.join(name)).unwrap()
 }
@@ -82,7 +89,7 @@ fn files(folder: &Path) -> Vec<String> {
 fn unbroken() -> &'static [Vec<u8>; 3] {
     static FILES: OnceLock<[Vec<u8>; 3]> = OnceLock::new();
     FILES.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = folder();
         let at = prefix(folder.path(), "a");
         let mut writer = DatasetWriter::create(&at, Dtype::I32, true).unwrap();
         for document in DOCUMENTS {
@@ -120,10 +127,10 @@ fn require_nothing_lost(at: &Prefix, acknowledged: u64, context: &str) {
 
 #[test]
 fn whatever_call_fails_acknowledged_documents_come_back() {
-    for fault in [Fault::Once, Fault::Crash] {
+    for fault in Fault::ALL {
         let mut num_calls = 0;
         for n in 1..MANY_CALLS {
-            let folder = tempfile::tempdir().unwrap();
+            let folder = folder();
             let at = prefix(folder.path(), "a");
             let acknowledged = Cell::new(0);
             let disk = Arc::new(FaultyDisk::new(fault, n));
@@ -146,7 +153,7 @@ fn whatever_call_fails_acknowledged_documents_come_back() {
 #[test]
 fn a_crash_while_resuming_from_a_crash_loses_nothing_either() {
     for n in (1..MANY_CALLS).step_by(7) {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = folder();
         let at = prefix(folder.path(), "a");
         let acknowledged = Cell::new(0);
         let first = produce(
@@ -187,7 +194,7 @@ fn killed_after_four(at: &Prefix) {
 
 #[test]
 fn any_damage_to_a_journal_is_refused_or_without_consequence() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let at = prefix(folder.path(), "a");
     killed_after_four(&at);
     let (journal, bin) = (
@@ -215,7 +222,7 @@ fn any_damage_to_a_journal_is_refused_or_without_consequence() {
 
 #[test]
 fn a_journal_cut_anywhere_gives_whole_records_or_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let at = prefix(folder.path(), "a");
     killed_after_four(&at);
     let (journal, bin) = (
@@ -247,7 +254,7 @@ fn a_journal_cut_anywhere_gives_whole_records_or_is_refused() {
 
 #[test]
 fn ids_that_were_acknowledged_and_are_gone_are_named() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let at = prefix(folder.path(), "a");
     killed_after_four(&at);
     let bin = fs::read(at.new_bin()).unwrap();
@@ -269,7 +276,7 @@ fn ids_that_were_acknowledged_and_are_gone_are_named() {
 
 #[test]
 fn a_journal_of_something_else_is_refused_and_kept() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let (at, other) = (prefix(folder.path(), "a"), prefix(folder.path(), "b"));
     killed_after_four(&at);
     let open = |at: &Prefix, dtype, has_modes, vocabulary| {
@@ -307,7 +314,7 @@ fn a_journal_of_something_else_is_refused_and_kept() {
 
 #[test]
 fn a_flush_acknowledges_whole_documents_only() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let at = prefix(folder.path(), "a");
     let mut writer = resume(Arc::new(Disk), &at).unwrap();
     assert_eq!(writer.durable(), Written::default());
@@ -330,7 +337,7 @@ fn a_flush_acknowledges_whole_documents_only() {
 
 #[test]
 fn a_writer_without_a_journal_cannot_flush_and_begins_anew() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let at = prefix(folder.path(), "a");
     killed_after_four(&at);
     let mut writer = DatasetWriter::create(&at, Dtype::I32, true).unwrap();
@@ -344,7 +351,7 @@ fn a_writer_without_a_journal_cannot_flush_and_begins_anew() {
 
 #[test]
 fn a_dropped_writer_keeps_its_journal_and_a_discarded_one_does_not() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let at = prefix(folder.path(), "a");
     killed_after_four(&at);
     assert_eq!(files(folder.path()), ["a.bin.tmp", "a.journal"]);
@@ -358,7 +365,7 @@ fn a_dropped_writer_keeps_its_journal_and_a_discarded_one_does_not() {
 
 #[test]
 fn a_finished_dataset_is_written_anew_and_stays_until_then() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let at = prefix(folder.path(), "a");
     produce(Arc::new(Disk), &at, &Cell::new(0)).unwrap();
     let writer = resume(Arc::new(Disk), &at).unwrap();
@@ -371,7 +378,7 @@ fn a_finished_dataset_is_written_anew_and_stays_until_then() {
 
 #[test]
 fn a_record_is_written_by_itself_after_64_mib_of_ids() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let at = prefix(folder.path(), "a");
     let mut writer = DatasetWriter::resume(&at, Dtype::U8, false, notes(None)).unwrap();
     let ids = vec![5; 16 << 20];
@@ -392,7 +399,7 @@ fn a_record_is_written_by_itself_after_64_mib_of_ids() {
 
 #[test]
 fn datasets_that_were_appended_are_remembered_across_a_resume() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let name = |name: &str| prefix(folder.path(), name);
     for (part, ids) in [("one", [1, 2, 3]), ("two", [4, 5, 6])] {
         let mut writer = DatasetWriter::create(&name(part), Dtype::I32, true).unwrap();

@@ -27,7 +27,7 @@ pub(super) struct Staging {
     vfs: Arc<dyn Vfs>,
     prefix: Prefix,
     process: u32,
-    has_journal: bool,
+    may_have_journal: bool,
     is_committed: bool,
     _lock: Lock,
 }
@@ -36,31 +36,20 @@ impl Staging {
     /// Locks the prefix, completes what a killed writer was publishing there, and discards what
     /// another had in its journal.
     pub(super) fn begin(vfs: Arc<dyn Vfs>, prefix: &Prefix) -> Result<Self> {
-        let staging = Self::lock(vfs, prefix)?;
+        let mut staging = Self::begin_journaled(vfs, prefix)?;
         staging.discard_journal()?;
         Ok(staging)
     }
 
-    /// The same, but the journal and the ids that it vouches for stay, now and when this is dropped.
+    /// The same, but a journal and the ids that it vouches for stay, now and when this is dropped.
     pub(super) fn begin_journaled(vfs: Arc<dyn Vfs>, prefix: &Prefix) -> Result<Self> {
-        let mut staging = Self::lock(vfs, prefix)?;
-        staging.has_journal = staging.vfs.exists(&prefix.journal())?;
-        Ok(staging)
-    }
-
-    /// A journal has been begun: from here on it and its ids stay.
-    pub(super) fn keep_journal(&mut self) {
-        self.has_journal = true;
-    }
-
-    fn lock(vfs: Arc<dyn Vfs>, prefix: &Prefix) -> Result<Self> {
         let lock = vfs.lock(&prefix.lock())?;
         complete(&*vfs, prefix)?;
         Ok(Self {
             vfs,
             prefix: prefix.clone(),
             process: std::process::id(),
-            has_journal: false,
+            may_have_journal: true,
             is_committed: false,
             _lock: lock,
         })
@@ -74,19 +63,18 @@ impl Staging {
         &self.prefix
     }
 
-    /// Gives up what the journal vouches for. It goes first: a journal without its ids would be
-    /// taken for damage.
+    /// Gives up what the journal vouches for.
     pub(super) fn discard(mut self) -> Result<()> {
-        self.discard_journal()?;
-        self.has_journal = false;
-        Ok(())
+        self.discard_journal()
     }
 
-    fn discard_journal(&self) -> Result<()> {
+    /// The journal goes before its ids: without them it would be taken for damaged.
+    fn discard_journal(&mut self) -> Result<()> {
         if self.vfs.exists(&self.prefix.journal())? {
             self.vfs.remove(&self.prefix.journal())?;
             self.vfs.sync_folder_of(self.prefix.path())?;
         }
+        self.may_have_journal = false;
         Ok(())
     }
 
@@ -97,9 +85,7 @@ impl Staging {
         self.vfs
             .rename(&self.prefix.new_idx(), &self.prefix.ready_idx())?;
         self.is_committed = true;
-        let synced = self.vfs.sync_folder_of(self.prefix.path());
-        let completed = complete(&*self.vfs, &self.prefix);
-        synced.and(completed)
+        complete(&*self.vfs, &self.prefix)
     }
 }
 
@@ -113,7 +99,7 @@ impl Drop for Staging {
         self.vfs.remove(&self.prefix.new_sidecar()).ok();
         self.vfs.remove(&self.prefix.new_idx()).ok();
         self.vfs.remove(&self.prefix.new_journal()).ok();
-        if !self.has_journal {
+        if !self.may_have_journal {
             self.vfs.remove(&self.prefix.new_bin()).ok();
         }
     }
@@ -124,6 +110,8 @@ pub(super) fn complete(vfs: &dyn Vfs, prefix: &Prefix) -> Result<()> {
     if !vfs.exists(&prefix.ready_idx())? {
         return Ok(());
     }
+    // That it is committed must not be forgotten once there is no way back.
+    vfs.sync_folder_of(prefix.path())?;
     for superseded in [prefix.journal(), prefix.new_journal(), prefix.idx()] {
         vfs.remove(&superseded)?;
     }

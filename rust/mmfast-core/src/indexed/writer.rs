@@ -88,7 +88,7 @@ impl DatasetWriter {
         has_modes: bool,
         notes: Notes,
     ) -> Result<Self> {
-        let mut staging = Staging::begin_journaled(Arc::clone(&vfs), prefix)?;
+        let staging = Staging::begin_journaled(Arc::clone(&vfs), prefix)?;
         let purpose = Purpose {
             prefix,
             dtype,
@@ -103,7 +103,6 @@ impl DatasetWriter {
             bin = new_bin(&staging)?;
             journal = Journal::create(vfs, &purpose)?;
             (contents, joined) = (Contents::new(dtype, has_modes), JoinedNotes::default());
-            staging.keep_journal();
         }
         let mut writer = Self::over(staging, bin, contents, joined);
         writer.journal = Some(journal);
