@@ -7,6 +7,7 @@ mod gil;
 mod loader;
 mod objective;
 mod order;
+mod sampling;
 mod writer;
 
 use pyo3::prelude::*;
@@ -25,6 +26,8 @@ mod _mmfast {
     use super::objective::Objective;
     #[pymodule_export]
     use super::order::{megatron_indices, pack_lengths};
+    #[pymodule_export]
+    use super::sampling::draw_rows;
     #[pymodule_export]
     use super::writer::{DatasetWriter, merge_datasets};
 
