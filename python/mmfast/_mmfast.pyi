@@ -13,6 +13,7 @@ __all__ = [
     "Objective",
     "__build__",
     "__version__",
+    "draw_rows",
     "gather",
     "megatron_indices",
     "merge_datasets",
@@ -109,6 +110,7 @@ class DatasetWriter:
         dtype: str,
         multimodal: bool,
         *,
+        resume: bool = False,
         vocabulary_fingerprint: str | None = None,
         provenance: str | None = None,
     ) -> DatasetWriter: ...
@@ -123,8 +125,11 @@ class DatasetWriter:
         modes: npt.NDArray[np.uint8] | None,
     ) -> None: ...
     def add_dataset(self, /, prefix: str | PathLike[str]) -> None: ...
+    def flush(self, /) -> tuple[int, int, int]: ...
     def finish(self, /) -> tuple[int, int, int]: ...
     def abort(self, /) -> None: ...
+    def discard(self, /) -> None: ...
+    def durable(self, /) -> tuple[int, int, int]: ...
     def counts(self, /) -> tuple[int, int, int]: ...
 
 @final
@@ -185,3 +190,23 @@ def megatron_indices(
 def pack_lengths(
     lengths: npt.NDArray[np.uint32], capacity: int
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]: ...
+def draw_rows(
+    conditions: Sequence[npt.NDArray[Any]],
+    base: npt.NDArray[Any] | None,
+    mask: npt.NDArray[np.bool_] | None,
+    *,
+    number_format: str,
+    guidance: npt.NDArray[np.float32],
+    bits_per_logit: npt.NDArray[np.float32],
+    greedy: npt.NDArray[np.bool_],
+    top_k: npt.NDArray[np.int64],
+    top_p: npt.NDArray[np.int64],
+    min_p: npt.NDArray[np.int64],
+    seeds: npt.NDArray[np.int64],
+    steps: npt.NDArray[np.int64],
+    keep_ties: bool,
+    min_p_first: bool,
+    num_threads: int,
+) -> tuple[
+    npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.uint8]
+]: ...
