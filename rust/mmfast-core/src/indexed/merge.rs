@@ -12,7 +12,7 @@ use super::blocks::BlockSums;
 use super::contents::{Written, require_alike};
 use super::header::Header;
 use super::joined::JoinedNotes;
-use super::pair::{write_index, write_sidecar};
+use super::pair::{write_index, write_references, write_sidecar};
 use super::prefix::Prefix;
 use super::publish::Staging;
 use super::reader::IndexedDataset;
