@@ -18,6 +18,7 @@ mod publish;
 mod reader;
 mod scan;
 mod sidecar;
+mod soundness;
 mod source;
 #[cfg(test)]
 mod testing;

@@ -86,11 +86,12 @@ impl IndexedDataset {
         sidecar: Option<&File>,
         level: Verify,
     ) -> Result<Self> {
-        let index = match level {
-            Verify::None => Index::open_unchecked(idx)?,
-            _ => Index::open(idx)?,
-        };
         let bin_bytes = bin.num_bytes()?;
+        let open = match level {
+            Verify::None => Index::open_unchecked,
+            _ => Index::open,
+        };
+        let index = open(idx.path(), Map::new(idx)?, bin_bytes)?;
         if bin_bytes != index.bin_bytes() {
             return Err(Error::corrupt(
                 bin.path(),
@@ -189,6 +190,11 @@ impl IndexedDataset {
     /// Whether the file carries a mode for each sequence. A file without sequences does not tell.
     pub fn has_modes(&self) -> bool {
         self.index.modes().is_some()
+    }
+
+    /// What is not as megatron-core writes it but was understood, in sentences.
+    pub fn findings(&self) -> Vec<String> {
+        self.index.findings()
     }
 
     /// How many ids there are in all.
@@ -352,9 +358,7 @@ fn open_others(vfs: &dyn Vfs, prefix: &Prefix, level: Verify) -> Result<(File, O
 }
 
 fn bin_size_mismatch(index: &Index, bin_bytes: u64) -> String {
-    let hint = if index.dtype() == Dtype::F32 && bin_bytes == index.bin_bytes().saturating_mul(2) {
-        "; dtype code 7 is float32 here and in megatron-core, but float64 in NeMo"
-    } else if bin_bytes < index.bin_bytes() {
+    let hint = if bin_bytes < index.bin_bytes() {
         "; it is cut short"
     } else {
         "; it belongs to another .idx"
