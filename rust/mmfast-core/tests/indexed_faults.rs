@@ -39,11 +39,7 @@ fn sequences(at: &Prefix) -> Result<Vec<Vec<i64>>> {
         Verify::Index
     };
     let dataset = IndexedDataset::open_on(&Disk, at, level)?;
-    let read = |sequence| {
-        let mut ids = Vec::new();
-        dataset.read_into(sequence, &mut ids)?;
-        Ok(ids)
-    };
+    let read = |sequence| dataset.ids(sequence..sequence + 1);
     (0..dataset.num_sequences()).map(read).collect()
 }
 

@@ -170,7 +170,9 @@ fn indices_past_the_end_are_errors() {
         assert!(dataset.sequence_length(sequence).is_err());
         assert!(dataset.sequence(sequence).is_err());
         assert!(dataset.mode(sequence).is_err());
-        assert!(dataset.read_into(sequence, &mut vec![]).is_err());
+        assert!(dataset.ids(5..sequence.saturating_add(1)).is_err());
+        let run = sequence..sequence.saturating_add(1);
+        assert!(dataset.read_into(run, 0, &mut [0; 2]).is_err());
     }
     for document in [3, u64::MAX] {
         let found = dataset.document_sequences(document);

@@ -43,8 +43,7 @@ fn read(at: &Prefix) -> Documents {
     for document in 0..dataset.num_documents() {
         let mut sequences = Vec::new();
         for sequence in dataset.document_sequences(document).unwrap() {
-            let mut ids = vec![];
-            dataset.read_into(sequence, &mut ids).unwrap();
+            let ids = dataset.ids(sequence..sequence + 1).unwrap();
             assert_eq!(
                 dataset.sequence_length(sequence).unwrap() as usize,
                 ids.len()
@@ -198,7 +197,7 @@ fn float_datasets_keep_their_bits() {
             .zip(&values)
             .all(|(a, b)| a.to_bits() == b.to_bits())
     );
-    let as_ids = dataset.read_into(0, &mut vec![]).unwrap_err();
+    let as_ids = dataset.ids(0..1).unwrap_err();
     assert!(
         as_ids.to_string().contains("float32 values, not token ids"),
         "{as_ids}"
@@ -363,4 +362,36 @@ fn fingerprints_tell_datasets_apart() {
     );
     let long = |last| vec![vec![(vec![7; 200_000], 0), (vec![last], 0)]];
     assert_ne!(fingerprint("e", &long(1)), fingerprint("f", &long(2)));
+}
+
+#[test]
+fn a_run_of_ids_begins_and_ends_anywhere_in_a_range_of_sequences() {
+    let folder = tempfile::tempdir().unwrap();
+    for dtype in ID_DTYPES {
+        let at = prefix(folder.path(), dtype.name());
+        let sequences = [vec![3, 4, 5], vec![], vec![6, 7], vec![8]];
+        let document = sequences.iter().map(|ids| (ids.clone(), 0)).collect();
+        write(&at, dtype, false, &vec![document]);
+        let dataset = IndexedDataset::open(&at).unwrap();
+        for (first, end) in (0..=4).flat_map(|end| (0..=end).map(move |first| (first, end))) {
+            let all = sequences[first..end].concat();
+            let run = first as u64..end as u64;
+            assert_eq!(dataset.ids(run.clone()).unwrap(), all);
+            for skip in 0..=all.len() {
+                for num_ids in 0..=all.len() - skip {
+                    let mut out = vec![-1; num_ids];
+                    dataset
+                        .read_into(run.clone(), skip as u64, &mut out)
+                        .unwrap();
+                    assert_eq!(out, all[skip..skip + num_ids]);
+                }
+                let mut out = vec![-1; all.len() - skip + 1];
+                for skip in [skip as u64, u64::MAX] {
+                    let error = dataset.read_into(run.clone(), skip, &mut out).unwrap_err();
+                    let text = format!("hold {} ids; {}", all.len(), out.len());
+                    assert!(error.to_string().contains(&text), "{error}");
+                }
+            }
+        }
+    }
 }

@@ -117,6 +117,21 @@ impl<'a> Tokens<'a> {
         }
     }
 
+    /// Copies the ids to `out`, which has room for exactly these, widened to 64 bits; `None` if they are
+    /// not whole numbers.
+    pub(super) fn widen_into(&self, out: &mut [i64]) -> Option<()> {
+        match *self {
+            Self::U8(ids) => widen(ids, out),
+            Self::I8(ids) => widen(ids, out),
+            Self::I16(ids) => widen(ids, out),
+            Self::I32(ids) => widen(ids, out),
+            Self::I64(ids) => out.copy_from_slice(ids),
+            Self::U16(ids) => widen(ids, out),
+            Self::F32(_) | Self::F64(_) => return None,
+        }
+        Some(())
+    }
+
     /// How many ids there are.
     pub fn len(&self) -> usize {
         self.bytes().len() / self.dtype().item_bytes()
@@ -125,6 +140,12 @@ impl<'a> Tokens<'a> {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+fn widen<T: Copy + Into<i64>>(ids: &[T], out: &mut [i64]) {
+    for (wide, id) in out.iter_mut().zip(ids) {
+        *wide = (*id).into();
     }
 }
 

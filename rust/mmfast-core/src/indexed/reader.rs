@@ -20,7 +20,7 @@ use super::map::{Map, Tokens};
 use super::prefix::Prefix;
 use super::publish;
 use super::sidecar::Sidecar;
-use super::source::DocumentSource;
+use super::source::{DocumentSource, too_few_ids};
 use super::verify::{self, Checksums, DamagedBlock, Touched, Verify};
 use crate::error::{Error, Result};
 use crate::vfs::{Disk, File, Vfs};
@@ -223,9 +223,29 @@ impl IndexedDataset {
         Ok(tokens)
     }
 
+    /// All ids of some sequences, widened to 64 bits.
+    pub fn ids(&self, sequences: Range<u64>) -> Result<Vec<i64>> {
+        let bytes = self.byte_range(&sequences)?;
+        let num_tokens = (bytes.end - bytes.start) / self.dtype().item_bytes() as u64;
+        let mut ids = vec![0; usize::try_from(num_tokens).unwrap_or(usize::MAX)];
+        self.read_into(sequences, 0, &mut ids)?;
+        Ok(ids)
+    }
+
     /// The ids of one sequence.
     pub fn sequence(&self, sequence: u64) -> Result<Tokens<'_>> {
         self.view(self.index.byte_range(sequence)?)
+    }
+
+    /// Where some sequences lie in `.bin`: one run, because each follows the one before without a gap.
+    fn byte_range(&self, sequences: &Range<u64>) -> Result<Range<u64>> {
+        if sequences.is_empty() {
+            return Ok(0..0);
+        }
+        let first = self.index.byte_range(sequences.start)?;
+        let last = self.index.byte_range(sequences.end - 1)?;
+        // Always in this order in an index that was checked.
+        Ok(first.start..last.end.max(first.start))
     }
 
     /// Where a sequence lies among all ids.
@@ -324,23 +344,24 @@ impl DocumentSource for IndexedDataset {
         self.index.mode(sequence)
     }
 
-    fn read_into(&self, sequence: u64, out: &mut Vec<i64>) -> Result<()> {
-        match self.sequence(sequence)? {
-            Tokens::U8(ids) => out.extend(ids.iter().map(|&id| i64::from(id))),
-            Tokens::I8(ids) => out.extend(ids.iter().map(|&id| i64::from(id))),
-            Tokens::I16(ids) => out.extend(ids.iter().map(|&id| i64::from(id))),
-            Tokens::I32(ids) => out.extend(ids.iter().map(|&id| i64::from(id))),
-            Tokens::I64(ids) => out.extend_from_slice(ids),
-            Tokens::U16(ids) => out.extend(ids.iter().map(|&id| i64::from(id))),
-            Tokens::F32(_) | Tokens::F64(_) => {
-                return Err(Error::argument(format!(
-                    "{} holds {} values, not token ids",
-                    self.prefix.path().display(),
-                    self.dtype().name()
-                )));
-            }
-        }
-        Ok(())
+    fn read_into(&self, sequences: Range<u64>, skip: u64, out: &mut [i64]) -> Result<()> {
+        let run = self.byte_range(&sequences)?;
+        let item_bytes = self.dtype().item_bytes() as u64;
+        let start = skip.checked_mul(item_bytes);
+        let start = start.and_then(|bytes| run.start.checked_add(bytes));
+        let end = start.and_then(|start| start.checked_add(out.len() as u64 * item_bytes));
+        let bytes = start.zip(end).filter(|(_, end)| *end <= run.end);
+        let (start, end) = bytes.ok_or_else(|| {
+            let held = (run.end - run.start) / item_bytes;
+            too_few_ids(&sequences, held, skip, out.len())
+        })?;
+        self.view(start..end)?.widen_into(out).ok_or_else(|| {
+            Error::argument(format!(
+                "{} holds {} values, not token ids",
+                self.prefix.path().display(),
+                self.dtype().name()
+            ))
+        })
     }
 
     /// Hash of the whole index and of 64 blocks of 4 KiB of `.bin` (all of it when it is small).

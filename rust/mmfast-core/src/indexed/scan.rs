@@ -36,8 +36,8 @@ pub fn scan(
     };
     let mut ids = Vec::new();
     for sequence in sequences {
-        ids.clear();
-        dataset.read_into(sequence, &mut ids)?;
+        ids.resize(dataset.token_range(sequence)?.len(), 0);
+        dataset.read_into(sequence..sequence + 1, 0, &mut ids)?;
         let modality = usize::from(dataset.mode(sequence)? & MODALITY_BITS);
         if let (Some(count), Some(tokens)) = (
             found.sequences_by_modality.get_mut(modality),

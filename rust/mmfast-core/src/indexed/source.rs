@@ -29,12 +29,23 @@ pub trait DocumentSource: Send + Sync {
     /// (0x40) "no loss". 0 where the data has no modes.
     fn mode(&self, sequence: u64) -> Result<u8>;
 
-    /// Appends the ids of a sequence to `out`, widened to 64 bits. On an error `out` is unchanged.
-    fn read_into(&self, sequence: u64, out: &mut Vec<i64>) -> Result<()>;
+    /// Fills `out` with ids, widened to 64 bits: of the given sequences one after the other, `skip` ids
+    /// are passed over and the next `out.len()` are copied.
+    ///
+    /// [`crate::Error::InvalidArgument`] if the sequences hold fewer; after an error `out` holds anything.
+    fn read_into(&self, sequences: Range<u64>, skip: u64, out: &mut [i64]) -> Result<()>;
 
     /// A number that two sources share only if they hold the same ids in the same documents, as far
     /// as can be told without reading every id. Part of a saved stream state.
     fn fingerprint(&self) -> u64;
+}
+
+/// The error for a read past the ids of some sequences.
+pub(super) fn too_few_ids(sequences: &Range<u64>, held: u64, skip: u64, wanted: usize) -> Error {
+    Error::argument(format!(
+        "sequences {}..{} hold {held} ids; {wanted} from the {skip}-th on were asked for",
+        sequences.start, sequences.end
+    ))
 }
 
 /// The error for an index past the end.

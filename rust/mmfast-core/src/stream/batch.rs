@@ -4,7 +4,7 @@
 //! documents one after the other and then padding.
 
 use crate::error::{Error, Result};
-use crate::objective::{Sequence, Transformed};
+use crate::objective::{Sequence, Transformed, total_length};
 use crate::stream::window::{Item, PlanCounts, WindowPlan, part_of};
 use crate::stream::{Cursor, Stream};
 
@@ -169,33 +169,10 @@ impl Stream {
         let source = self.source(item.address.source)?;
         let Scratch { sequences, ids, .. } = scratch;
         self.read_sequences(item.address, sequences)?;
-        ids.clear();
-        let mut skipped = 0;
-        let (start, end) = (item.start, item.start + item.length);
-        let mut offset = 0;
         let range = source.documents.document_sequences(item.address.document)?;
-        for (sequence, Sequence { length, .. }) in range.zip(sequences.iter()) {
-            let next = offset + u64::from(*length);
-            if next <= start {
-                skipped = next;
-            } else if offset < end {
-                source.documents.read_into(sequence, ids)?;
-            }
-            offset = next;
-        }
-        let before = usize::try_from(start - skipped).unwrap_or(usize::MAX);
-        ids.drain(..before.min(ids.len()));
-        ids.truncate(usize::try_from(item.length).unwrap_or(usize::MAX));
-        if ids.len() as u64 != item.length {
-            return Err(Error::argument(format!(
-                "document {} of {} gave {} ids where its index promises {}",
-                item.address.document,
-                source.name,
-                ids.len(),
-                item.length
-            )));
-        }
-        if item.start > 0 || item.length < offset {
+        ids.resize(usize::try_from(item.length).unwrap_or(0), 0);
+        source.documents.read_into(range, item.start, ids)?;
+        if item.start > 0 || item.length < total_length(sequences) {
             *sequences = part_of(sequences, item.start, item.length);
         }
         let Some(size) = self.config.vocabulary_size else {

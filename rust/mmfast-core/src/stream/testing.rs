@@ -60,8 +60,13 @@ impl DocumentSource for Memory {
     fn mode(&self, sequence: u64) -> Result<u8> {
         Ok(self.sequence(sequence)?.1)
     }
-    fn read_into(&self, sequence: u64, out: &mut Vec<i64>) -> Result<()> {
-        out.extend(&self.sequence(sequence)?.0);
+    fn read_into(&self, sequences: Range<u64>, skip: u64, out: &mut [i64]) -> Result<()> {
+        let mut ids = Vec::new();
+        for sequence in sequences {
+            ids.extend(&self.sequence(sequence)?.0);
+        }
+        let skip = usize::try_from(skip).unwrap();
+        out.copy_from_slice(&ids[skip..skip + out.len()]);
         Ok(())
     }
     fn fingerprint(&self) -> u64 {

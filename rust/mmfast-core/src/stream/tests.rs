@@ -30,10 +30,9 @@ fn one_epoch_gives_every_document_once_and_restorable() {
         for (ids, _, _) in documents_by_row(&batch).concat() {
             let restored = restore(&ids, &[3, 4, 5, 6], 7).unwrap();
             let number = u64::try_from(restored[1] - 1_000).unwrap();
-            let mut expected = Vec::new();
-            for sequence in documents.document_sequences(number).unwrap() {
-                documents.read_into(sequence, &mut expected).unwrap();
-            }
+            let mut expected = vec![0; restored.len()];
+            let sequences = documents.document_sequences(number).unwrap();
+            documents.read_into(sequences, 0, &mut expected).unwrap();
             assert_eq!(restored, expected);
             *seen.entry(number).or_insert(0) += 1;
         }
