@@ -14,7 +14,6 @@ use super::prefix::Prefix;
 use super::publish::Staging;
 use super::reader::IndexedDataset;
 use super::sidecar::{JoinedNotes, Notes, PairFacts, Sidecar};
-use super::source::DocumentSource;
 use crate::error::{Error, Result};
 use crate::vfs::{Disk, Vfs};
 
@@ -167,7 +166,7 @@ impl DatasetWriter {
         require_alike(dataset, self.dtype, self.has_modes)?;
         self.joined.add(dataset)?;
         self.bin
-            .push_file(&dataset.prefix().bin(), &dataset.block_sums())?;
+            .push_file(&dataset.prefix().bin(), &*dataset.block_sums()?)?;
         let sequences_before = self.lengths.len() as u64;
         self.lengths.extend(dataset.sequence_lengths());
         if self.has_modes {
