@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mmfast_core::indexed::{
-    DatasetWriter, DocumentSource, Dtype, IndexedDataset, Prefix, Tokens, Verify, merge_on,
+    DatasetWriter, Dtype, IndexedDataset, Prefix, Tokens, Verify, merge_on,
 };
 use mmfast_core::vfs::faults::{Fault, FaultyDisk};
 use mmfast_core::vfs::{Disk, Vfs};
