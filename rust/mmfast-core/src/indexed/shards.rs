@@ -18,7 +18,7 @@ use super::reader::IndexedDataset;
 use super::source::{DocumentSource, out_of_range};
 use super::verify::Verify;
 use crate::error::{Error, Result};
-use crate::vfs::Vfs;
+use crate::vfs::{Disk, Vfs};
 
 /// How datasets of a view are opened.
 #[derive(Debug, Clone, Copy)]
@@ -158,6 +158,22 @@ impl Shards {
         } else {
             OpenShards::Recent(Mutex::default())
         };
+        Self::over(vfs, options, entries, open)
+    }
+
+    /// One dataset that is open already.
+    pub(super) fn of(dataset: Arc<IndexedDataset>) -> Result<Self> {
+        let entries = vec![Shard::of(&dataset)];
+        let open = OpenShards::All(vec![dataset]);
+        Self::over(Arc::new(Disk), ViewOptions::default(), entries, open)
+    }
+
+    fn over(
+        vfs: Arc<dyn Vfs>,
+        options: ViewOptions,
+        entries: Vec<Shard>,
+        open: OpenShards,
+    ) -> Result<Self> {
         Ok(Self {
             dtype: common_dtype(&entries)?,
             has_modes: common_modes(&entries)?,

@@ -54,13 +54,21 @@ impl DatasetView {
 
     /// [`Self::open`] on a given file system.
     pub fn open_on(vfs: Arc<dyn Vfs>, prefixes: &[Prefix], options: ViewOptions) -> Result<Self> {
-        let shards = Shards::open(vfs, prefixes, options)?;
-        Ok(Self {
+        Ok(Self::over(Shards::open(vfs, prefixes, options)?))
+    }
+
+    /// All documents of one dataset that is open already.
+    pub fn of(dataset: Arc<IndexedDataset>) -> Result<Self> {
+        Ok(Self::over(Shards::of(dataset)?))
+    }
+
+    fn over(shards: Shards) -> Self {
+        Self {
             num_documents: shards.num_documents(),
             shards: Arc::new(shards),
             steps: Vec::new(),
             sequences_before: Arc::default(),
-        })
+        }
     }
 
     /// Some of the documents, in the same order.
