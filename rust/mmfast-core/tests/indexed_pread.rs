@@ -114,7 +114,7 @@ fn a_read_that_fails_is_an_error_and_the_next_one_may_succeed() {
     let at = write(folder.path(), Dtype::I32, &[1, 2, 3, 4], &[2, 2], &[1, 1]);
     let mut has_failed_while_reading = false;
     for fail_at in 1.. {
-        let disk = Arc::new(FaultyDisk::new(Fault::Once, fail_at));
+        let disk = Arc::new(FaultyDisk::new(Fault::Error, fail_at));
         let vfs: Arc<dyn Vfs> = Arc::clone(&disk) as Arc<dyn Vfs>;
         if let Ok(dataset) = IndexedDataset::open_with(&vfs, &at, Verify::Index, Access::Pread) {
             let (first, second) = (dataset.ids(0..1), dataset.ids(1..2));
