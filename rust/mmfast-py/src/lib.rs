@@ -7,6 +7,7 @@ mod gil;
 mod loader;
 mod objective;
 mod order;
+mod sampling;
 
 use pyo3::prelude::*;
 
@@ -24,6 +25,8 @@ mod _mmfast {
     use super::objective::Objective;
     #[pymodule_export]
     use super::order::{megatron_indices, pack_lengths};
+    #[pymodule_export]
+    use super::sampling::draw_rows;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
