@@ -1,12 +1,14 @@
 //! What a dataset in the making holds besides its ids: lengths, modes and document ends, which stay
-//! in memory (13 bytes a sequence at most) and become `.idx`. Whatever is to be added is checked
+//! in memory (13 bytes a sequence at most, and the texts of media references) and become `.idx` and
+//! `.media`. Whatever is to be added is checked
 //! here first.
+
+use std::ops::Range;
 
 use super::header::{Dtype, Header};
 use super::map::Tokens;
 use super::media::{MEDIA_BIT, References, check_text};
 use super::reader::IndexedDataset;
-use super::source::DocumentSource;
 use crate::error::{Error, Result};
 
 /// Counts of a dataset, or of a part of it.
@@ -125,6 +127,15 @@ impl Contents {
         }
     }
 
+    /// Adds references as a journal holds them; `None` if they are not those of these sequences.
+    pub(super) fn extend_references(
+        &mut self,
+        encoded: &[u8],
+        sequences: Range<u64>,
+    ) -> Option<()> {
+        self.references.extend_from_encoded(encoded, &sequences)
+    }
+
     /// Ends the open document with the last sequence.
     pub(super) fn end_document(&mut self) {
         self.document_ends.push(self.lengths.len() as u64);
@@ -221,23 +232,6 @@ impl Contents {
         self.check_ids(tokens, lengths, sequences_per_document)
     }
 
-    /// Refuses references, by the place of their sequence among these, unless all can be held.
-    pub(super) fn check_references(&self, modes: &[u8], references: &[(u64, &str)]) -> Result<()> {
-        let mut next = 0;
-        for (sequence, text) in references {
-            check_text(text)?;
-            let mode = usize::try_from(*sequence).ok().and_then(|at| modes.get(at));
-            if *sequence < next || mode.is_none_or(|mode| mode & MEDIA_BIT == 0) {
-                return Err(Error::argument(format!(
-                    "media references come in the order of their sequences, each with {MEDIA_BIT:#x} in its \
-                     mode; that of sequence {sequence} does not"
-                )));
-            }
-            next = sequence + 1;
-        }
-        Ok(())
-    }
-
     fn check_ids(
         &self,
         tokens: Tokens<'_>,
@@ -323,6 +317,23 @@ pub(super) fn require_alike(dataset: &IndexedDataset, dtype: Dtype, has_modes: b
         return Err(Error::argument(format!(
             "{path} has {theirs} and cannot be appended to {ours}"
         )));
+    }
+    Ok(())
+}
+
+/// Refuses references, by the place of their sequence among these, unless all can be held.
+pub(super) fn check_references(modes: &[u8], references: &[(u64, &str)]) -> Result<()> {
+    let mut next = 0;
+    for (sequence, text) in references {
+        check_text(text)?;
+        let mode = usize::try_from(*sequence).ok().and_then(|at| modes.get(at));
+        if *sequence < next || mode.is_none_or(|mode| mode & MEDIA_BIT == 0) {
+            return Err(Error::argument(format!(
+                "media references come in the order of their sequences, each with {MEDIA_BIT:#x} in its \
+                 mode; that of sequence {sequence} does not"
+            )));
+        }
+        next = sequence + 1;
     }
     Ok(())
 }

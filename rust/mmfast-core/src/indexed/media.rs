@@ -17,6 +17,7 @@
 //! | 48 + 16·M | N | texts in UTF-8, back to back |
 //! | 48 + 16·M + N | 8 | XXH3-64 of everything before |
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -26,7 +27,7 @@ use super::append::{AppendFile, Digest};
 use super::header::load_u64;
 use super::map::Map;
 use crate::error::{Error, Result};
-use crate::vfs::{File, Vfs};
+use crate::vfs::Vfs;
 
 /// Bit of a mode that says: placeholders for what a media reference names.
 pub const MEDIA_BIT: u8 = 0x20;
@@ -54,13 +55,11 @@ impl References {
         self.entries.push((sequence, self.texts.len()));
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.entries.len()
-    }
-
     /// Sequences and texts from the `first`-th reference on.
     pub(super) fn iter_from(&self, first: usize) -> impl Iterator<Item = (u64, &str)> {
-        let start = first.checked_sub(1).and_then(|before| self.entries.get(before));
+        let start = first
+            .checked_sub(1)
+            .and_then(|before| self.entries.get(before));
         let mut start = start.map_or(0, |(_, end)| *end);
         let entries = self.entries.get(first..).unwrap_or_default();
         entries.iter().map(move |&(sequence, end)| {
@@ -70,9 +69,47 @@ impl References {
         })
     }
 
-    /// How many references belong to sequences below a number.
-    pub(super) fn len_before(&self, sequence: u64) -> usize {
-        self.entries.partition_point(|(owner, _)| *owner < sequence)
+    /// The references of some sequences in the form that journals hold: of each the sequence, u64; the
+    /// bytes of its text, u32; the text.
+    pub(super) fn encode(&self, sequences: &Range<u64>) -> Vec<u8> {
+        let first = self
+            .entries
+            .partition_point(|(owner, _)| *owner < sequences.start);
+        let mut bytes = Vec::new();
+        for (sequence, text) in self.iter_from(first) {
+            if sequence >= sequences.end {
+                break;
+            }
+            bytes.extend(sequence.to_le_bytes());
+            // No text is longer than 64 KiB.
+            bytes.extend(u32::try_from(text.len()).unwrap_or(u32::MAX).to_le_bytes());
+            bytes.extend_from_slice(text.as_bytes());
+        }
+        bytes
+    }
+
+    /// Adds what [`Self::encode`] gave for these sequences; `None` if it cannot be that.
+    pub(super) fn extend_from_encoded(
+        &mut self,
+        mut bytes: &[u8],
+        sequences: &Range<u64>,
+    ) -> Option<()> {
+        let mut next = sequences.start;
+        while !bytes.is_empty() {
+            let (sequence, rest) = bytes.split_first_chunk()?;
+            let (num_bytes, rest) = rest.split_first_chunk()?;
+            let sequence = u64::from_le_bytes(*sequence);
+            let num_bytes = usize::try_from(u32::from_le_bytes(*num_bytes)).ok()?;
+            let (text, rest) = rest.split_at_checked(num_bytes)?;
+            let text = std::str::from_utf8(text).ok()?;
+            if !(next..sequences.end).contains(&sequence) || check_text(text).is_err() {
+                return None;
+            }
+            self.push(sequence, text);
+            next = sequence + 1;
+            bytes = rest;
+        }
+        Some(())
     }
 }
 
@@ -142,21 +179,26 @@ pub(super) struct Media {
 }
 
 impl Media {
-    /// Maps and checks a file; `idx_hash` is that of the `.idx` beside it and `num_sequences` what that
-    /// holds.
-    pub(super) fn open(file: &File, idx_hash: u128, num_sequences: u64) -> Result<Self> {
-        Self::parse(file.path(), Map::new(file)?, idx_hash, num_sequences)
-    }
-
-    fn parse(path: &Path, map: Map, idx_hash: u128, num_sequences: u64) -> Result<Self> {
+    /// Checks a file. `idx_hash` is that of the `.idx` beside it, `None` if that is not to be compared, and
+    /// `num_sequences` what that holds.
+    pub(super) fn parse(
+        path: &Path,
+        map: Map,
+        idx_hash: Option<u128>,
+        num_sequences: u64,
+    ) -> Result<Self> {
         let damaged = |detail: &str| Error::corrupt(path, detail);
         let content = map.bytes().split_last_chunk::<CHECKSUM_BYTES>();
         let Some((content, checksum)) = content.filter(|(content, _)| content.len() >= FIXED_BYTES)
         else {
-            return Err(damaged("it is too short for media references, it is cut short"));
+            return Err(damaged(
+                "it is too short for media references, it is cut short",
+            ));
         };
         if !content.starts_with(&MAGIC) {
-            return Err(damaged("it does not begin with the magic of media references"));
+            return Err(damaged(
+                "it does not begin with the magic of media references",
+            ));
         }
         if xxh3_64(content) != u64::from_le_bytes(*checksum) {
             return Err(damaged("its own checksum does not match, it is damaged"));
@@ -170,7 +212,8 @@ impl Media {
                 detail: format!("version {version}; this build reads version {VERSION}"),
             });
         }
-        if u128::from(field(16)?) | u128::from(field(24)?) << 64 != idx_hash {
+        let owner = u128::from(field(16)?) | u128::from(field(24)?) << 64;
+        if idx_hash.is_some_and(|hash| hash != owner) {
             return Err(damaged(
                 "it does not belong to the .idx beside it, which was written anew or is damaged; if \
                  another program wrote that, remove the .media",
@@ -207,15 +250,15 @@ impl Media {
         })
     }
 
+    /// The file's content.
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.map.bytes()
+    }
+
     fn entries(&self) -> &[[u8; ENTRY_BYTES]] {
         let end = FIXED_BYTES + self.num_references * ENTRY_BYTES;
         let entries = self.map.bytes().get(FIXED_BYTES..end);
         entries.unwrap_or_default().as_chunks().0
-    }
-
-    /// How many references there are.
-    pub(super) fn len(&self) -> usize {
-        self.num_references
     }
 
     /// All sequences that have a reference, with it.
@@ -235,14 +278,17 @@ impl Media {
             return Ok(None);
         };
         // What was checked at opening holds as long as nobody writes to the file.
-        let text = self.text(at).ok_or_else(|| {
-            Error::corrupt(&self.path, "it has changed since it was opened")
-        })?;
+        let text = self
+            .text(at)
+            .ok_or_else(|| Error::corrupt(&self.path, "it has changed since it was opened"))?;
         Ok(Some(text))
     }
 
     fn text(&self, at: usize) -> Option<&str> {
-        let texts = self.map.bytes().get(FIXED_BYTES + self.num_references * ENTRY_BYTES..)?;
+        let texts = self
+            .map
+            .bytes()
+            .get(FIXED_BYTES + self.num_references * ENTRY_BYTES..)?;
         let end = |at: usize| usize::try_from(parsed(self.entries().get(at)?).1).ok();
         let start = at.checked_sub(1).map_or(Some(0), end)?;
         std::str::from_utf8(texts.get(start..end(at)?)?).ok()
@@ -282,7 +328,7 @@ mod tests {
     }
 
     fn parse(bytes: &[u8]) -> Result<Media> {
-        Media::parse(Path::new("x.media"), Map::of_bytes(bytes), 7, 10)
+        Media::parse(Path::new("x.media"), Map::of_bytes(bytes), Some(7), 10)
     }
 
     #[test]
@@ -292,17 +338,35 @@ mod tests {
         assert!(media.iter().eq(references.iter_from(0)));
         assert_eq!(media.get(4).unwrap(), Some("büro.mp4#t=3"));
         assert_eq!(media.get(5).unwrap(), None);
-        assert_eq!(media.len(), 3);
+        assert_eq!(media.num_references, 3);
         assert!(references.iter_from(2).eq([(9, "{\"index\": 17}")]));
-        assert_eq!(references.len_before(4), 1);
+    }
+
+    #[test]
+    fn a_journal_takes_references_up_where_it_left_off() {
+        let references = references();
+        let mut again = References::default();
+        for sequences in [0..4, 4..5, 5..10] {
+            let bytes = references.encode(&sequences);
+            again.extend_from_encoded(&bytes, &sequences).unwrap();
+        }
+        assert_eq!(again, references);
+        let bytes = references.encode(&(0..10));
+        assert!(again.extend_from_encoded(&bytes, &(5..10)).is_none());
+        assert!(
+            again
+                .extend_from_encoded(&bytes[..bytes.len() - 1], &(0..10))
+                .is_none()
+        );
     }
 
     #[test]
     fn references_of_another_index_are_refused() {
         let bytes = written(&references());
-        let error = Media::parse(Path::new("x.media"), Map::of_bytes(&bytes), 8, 10).unwrap_err();
+        let error =
+            Media::parse(Path::new("x.media"), Map::of_bytes(&bytes), Some(8), 10).unwrap_err();
         assert!(error.to_string().contains("does not belong"), "{error}");
-        assert!(Media::parse(Path::new("x.media"), Map::of_bytes(&bytes), 7, 9).is_err());
+        assert!(Media::parse(Path::new("x.media"), Map::of_bytes(&bytes), Some(7), 9).is_err());
     }
 
     #[test]
@@ -328,7 +392,7 @@ mod tests {
             }
             bytes.extend(xxh3_64(&bytes).to_le_bytes());
             if let Ok(media) = parse(&bytes) {
-                assert_eq!(media.iter().count(), media.len());
+                assert_eq!(media.iter().count(), media.num_references);
                 for (sequence, text) in media.iter() {
                     assert_eq!(media.get(sequence).unwrap(), Some(text));
                 }

@@ -20,8 +20,11 @@ impl Prefix {
             )));
         };
         let extension = Path::new(name).extension();
-        if extension.is_some_and(|extension| ["bin", "idx", "mmf", "media"].iter().any(|e| extension == *e))
-        {
+        if extension.is_some_and(|extension| {
+            ["bin", "idx", "mmf", "media"]
+                .iter()
+                .any(|e| extension == *e)
+        }) {
             return Err(Error::argument(format!(
                 "{} is a file of a dataset; give its prefix, the path without .bin or .idx",
                 path.display()

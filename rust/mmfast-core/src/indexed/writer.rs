@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::append::AppendFile;
 use super::blocks::{BlockSums, Mark};
-use super::contents::{Contents, Written, require_alike, sequence_length};
+use super::contents::{Contents, Written, check_references, require_alike, sequence_length};
 use super::header::Dtype;
 use super::joined::JoinedNotes;
 use super::journal::{Journal, Purpose};
@@ -178,8 +178,7 @@ impl DatasetWriter {
         self.contents
             .check(tokens, &[length], &[1], Some(&[mode]))?;
         let reference = reference.map(|text| (0, text));
-        self.contents
-            .check_references(&[mode], reference.as_slice())?;
+        check_references(&[mode], reference.as_slice())?;
         self.append(tokens)?;
         self.contents.push_references(reference.into_iter());
         self.contents.push_sequences(&[length], Some(&[mode]));
@@ -217,8 +216,7 @@ impl DatasetWriter {
     ) -> Result<()> {
         self.contents
             .check(tokens, lengths, sequences_per_document, modes)?;
-        self.contents
-            .check_references(modes.unwrap_or_default(), references)?;
+        check_references(modes.unwrap_or_default(), references)?;
         if sequences_per_document.is_empty() {
             return Ok(());
         }
@@ -240,7 +238,7 @@ impl DatasetWriter {
         self.record_if_due()?;
         self.joined.add(dataset)?;
         self.bin
-            .push_file(&dataset.prefix().bin(), &dataset.block_sums())?;
+            .push_file(&dataset.prefix().bin(), &*dataset.block_sums()?)?;
         self.contents.push_dataset(dataset);
         self.documents_end = self.bin.digest().mark();
         Ok(())
