@@ -13,6 +13,7 @@ __all__ = [
     "Objective",
     "__build__",
     "__version__",
+    "draw_rows",
     "gather",
     "megatron_indices",
     "merge_datasets",
@@ -192,3 +193,23 @@ def megatron_indices(
 def pack_lengths(
     lengths: npt.NDArray[np.uint32], capacity: int
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]: ...
+def draw_rows(
+    conditions: Sequence[npt.NDArray[Any]],
+    base: npt.NDArray[Any] | None,
+    mask: npt.NDArray[np.bool_] | None,
+    *,
+    number_format: str,
+    guidance: npt.NDArray[np.float32],
+    bits_per_logit: npt.NDArray[np.float32],
+    greedy: npt.NDArray[np.bool_],
+    top_k: npt.NDArray[np.int64],
+    top_p: npt.NDArray[np.int64],
+    min_p: npt.NDArray[np.int64],
+    seeds: npt.NDArray[np.int64],
+    steps: npt.NDArray[np.int64],
+    keep_ties: bool,
+    min_p_first: bool,
+    num_threads: int,
+) -> tuple[
+    npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.uint8]
+]: ...

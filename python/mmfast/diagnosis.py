@@ -77,9 +77,9 @@ def sampling_backends(torch: ModuleType | None) -> list[Backend]:
     triton = Backend(name="triton", active=cuda and triton_available(), why=why)
     rust = Backend(
         name="rust",
-        active=_has_native("sample"),
+        active=_has_native("draw_rows"),
         why="compiled in: takes logits on the CPU"
-        if _has_native("sample")
+        if _has_native("draw_rows")
         else "this build of the native extension has no sampler",
     )
     faster = [backend.name for backend in (triton, rust) if backend.active]

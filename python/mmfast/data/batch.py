@@ -69,10 +69,11 @@ class Batch:
         cls, fields: Mapping[str, Any], rows: Mapping[str, torch.Tensor] | None = None
     ) -> "Batch":
         """Wraps what the native loader gave, without a copy; `rows` are the tensors that it filled."""
+        tensors: dict[str, Any] = dict(rows or {})
         if rows is None:
-            rows = {name: torch.from_numpy(fields[name]) for name in ROW_DTYPES}
+            tensors = {name: torch.from_numpy(fields[name]) for name in ROW_DTYPES}
         return cls(
-            **rows,
+            **tensors,
             cu_seqlens=torch.from_numpy(fields["cu_seqlens"]),
             state=dict(zip(STATE_KEYS, fields["state"], strict=True)),
             **{name: fields[name] for name in FACTS},

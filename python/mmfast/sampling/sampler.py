@@ -7,16 +7,16 @@ import dataclasses
 import math
 import os
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
-from mmfast.sampling import reference
+from mmfast.sampling import native, reference
 from mmfast.sampling.params import Order, PerRow, SamplingParams, Ties
 from mmfast.sampling.reference import STATUS_EMPTY
 from mmfast.sampling.weights import EXPONENT_BITS, MAX_ALLOWED_IDS
 
-Backend = Literal["auto", "torch", "triton"]
+Backend = Literal["auto", "torch", "triton", "rust"]
 Allowed = tuple[int, int] | torch.Tensor
 _NATS = math.log(2) / (1 << EXPONENT_BITS)
 
@@ -84,8 +84,9 @@ def sample(
         order: `hf` is temperature, top-k, top-p, min-p; `vllm` has min-p before top-k.
         ties: `index` keeps exactly k ids, lower ids first; `keep` keeps all ids that equal the k-th,
             as transformers does.
-        backend: `triton` runs one fused kernel, `torch` the reference; `auto` takes Triton for
-            CUDA tensors that it can handle.
+        backend: `rust` for CPU tensors, `triton` one fused kernel for CUDA tensors, `torch` the
+            reference anywhere; `auto` takes Rust on the CPU, Triton for CUDA tensors that it can
+            handle, and else the reference. All give the same tokens.
 
     Raises:
         ValueError: shapes, ranges or values that cannot be sampled from.
@@ -148,28 +149,13 @@ def sample_prepared(
         )
     cut = [stream[:, low:high] for stream in conditions]
     base = None if uncond is None else uncond[:, low:high]
-    if _takes_triton(backend, cut):
-        from mmfast.kernels.sample_range import sample_range
-
-        drawn = reference.Draw(
-            *sample_range(
-                cut[0],
-                base,
-                support=support,
-                guidance=params.guidance[0],
-                bits_per_logit=params.bits_per_logit,
-                greedy=params.greedy,
-                top_k=params.top_k,
-                top_p=params.top_p,
-                min_p=params.min_p,
-                seeds=seeds,
-                steps=steps,
-                keep_ties=params.ties == "keep",
-                min_p_first=params.order == "vllm",
-            )
-        )
-    else:
-        drawn = reference.draw(cut, base, params, support, seeds, steps)
+    match resolve_backend(backend, cut):
+        case "triton":
+            drawn = _draw_triton(cut, base, params, support, seeds, steps)
+        case "rust":
+            drawn = native.draw(cut, base, params, support, seeds, steps)
+        case _:
+            drawn = reference.draw(cut, base, params, support, seeds, steps)
     logprobs = (drawn.log2_probabilities.to(torch.float64) * _NATS).to(torch.float32)
     is_empty = (drawn.status & STATUS_EMPTY) != 0
     return SampleOutput(
@@ -180,27 +166,76 @@ def sample_prepared(
     )
 
 
-def _takes_triton(backend: Backend, conditions: Sequence[torch.Tensor]) -> bool:
+def resolve_backend(
+    backend: Backend, conditions: Sequence[torch.Tensor]
+) -> Literal["torch", "triton", "rust"]:
+    """The backend that draws from these logits; raises `ValueError` if it cannot be the one asked for."""
     if backend == "torch":
-        return False
-    if backend not in ("auto", "triton"):
-        raise ValueError(f"backend is {backend!r}; it must be 'auto', 'torch' or 'triton'")
-    from mmfast.kernels import MAX_RANGE, triton_available
-
-    width = conditions[0].shape[-1]
-    problem = None
-    if len(conditions) > 1:
-        problem = "the Triton kernel mixes one conditional stream"
-    elif width > MAX_RANGE:
-        problem = f"the Triton kernel reads at most {MAX_RANGE} allowed ids, not {width}"
-    interprets = os.environ.get("TRITON_INTERPRET") == "1"
-    if problem is None and not (conditions[0].is_cuda or interprets):
-        problem = "the Triton kernel needs CUDA tensors (or TRITON_INTERPRET=1)"
+        return "torch"
+    if backend not in get_args(Backend):
+        raise ValueError(
+            f"backend is {backend!r}; it must be one of {', '.join(get_args(Backend))}"
+        )
+    is_on_cpu = conditions[0].device.type == "cpu"
+    if backend == "rust":
+        if not is_on_cpu:
+            raise ValueError(
+                f"the Rust backend needs CPU tensors, found {conditions[0].device}; backend='torch' does "
+                "what is asked here"
+            )
+        return "rust"
+    problem = _why_not_triton(conditions)
     if backend == "triton":
         if problem is not None:
             raise ValueError(f"{problem}; backend='torch' does what is asked here")
-        return True
-    return problem is None and triton_available() and not interprets
+        return "triton"
+    if is_on_cpu:
+        return "rust"
+    from mmfast.kernels import triton_available
+
+    return "triton" if problem is None and triton_available() else "torch"
+
+
+def _why_not_triton(conditions: Sequence[torch.Tensor]) -> str | None:
+    from mmfast.kernels import MAX_RANGE
+
+    width = conditions[0].shape[-1]
+    if len(conditions) > 1:
+        return "the Triton kernel mixes one conditional stream"
+    if width > MAX_RANGE:
+        return f"the Triton kernel reads at most {MAX_RANGE} allowed ids, not {width}"
+    if not (conditions[0].is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
+        return "the Triton kernel needs CUDA tensors (or TRITON_INTERPRET=1)"
+    return None
+
+
+def _draw_triton(
+    conditions: Sequence[torch.Tensor],
+    base: torch.Tensor | None,
+    params: SamplingParams,
+    support: torch.Tensor | None,
+    seeds: torch.Tensor,
+    steps: torch.Tensor,
+) -> reference.Draw:
+    from mmfast.kernels.sample_range import sample_range
+
+    return reference.Draw(
+        *sample_range(
+            conditions[0],
+            base,
+            support=support,
+            guidance=params.guidance[0],
+            bits_per_logit=params.bits_per_logit,
+            greedy=params.greedy,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            seeds=seeds,
+            steps=steps,
+            keep_ties=params.ties == "keep",
+            min_p_first=params.order == "vllm",
+        )
+    )
 
 
 def _num_rows(logits: torch.Tensor) -> int:

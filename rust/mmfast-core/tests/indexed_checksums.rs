@@ -1,5 +1,5 @@
-//! Checksums: whatever byte of a dataset changes, the place is named; merges keep them; what is not
-//! asked for is not checked.
+//! Checksums: damage is named with its place; merges keep them; what is not asked for is not checked.
+//! That every changed byte is found is tested in `reliability/corruption.rs`.
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 use std::ops::Range;
@@ -12,8 +12,6 @@ use mmfast_core::indexed::{
 use mmfast_core::vfs::{Disk, Vfs};
 use mmfast_core::{Error, Result};
 
-/// Every byte is tried if this is set, else every 97th.
-const EVERY_BYTE: &str = "MMFAST_RELIABILITY";
 const IDS_PER_BLOCK: u64 = BLOCK_BYTES as u64 / 4;
 
 fn prefix(folder: &Path, name: &str) -> Prefix {
@@ -77,43 +75,6 @@ impl Drop for Flipped {
     fn drop(&mut self) {
         self.overwrite(self.before);
     }
-}
-
-#[test]
-fn every_changed_byte_of_a_dataset_of_64_kib_is_found_with_its_place() {
-    let folder = tempfile::tempdir().unwrap();
-    let at = prefix(folder.path(), "a");
-    write(&at, 70_000, &[16; 1024], Notes::default());
-    let step = if std::env::var_os(EVERY_BYTE).is_some() {
-        1
-    } else {
-        97
-    };
-    let mut num_tried = 0;
-    for path in [at.bin(), at.idx(), at.sidecar()] {
-        let len = usize::try_from(std::fs::metadata(&path).unwrap().len()).unwrap();
-        for byte in (0..len).step_by(step).chain([len - 1]) {
-            let change = [1, 0x80, 0xff][byte % 3];
-            let flipped = Flipped::new(&path, byte, change);
-            num_tried += 1;
-            if path == at.bin() {
-                let text = corrupt_text(open(&at, Verify::Full));
-                assert!(text.contains("block 0 (bytes 0..65536)"), "{byte}: {text}");
-                assert!(text.contains("documents 0 to 1023"), "{byte}: {text}");
-            } else {
-                // Damage here is found by default.
-                let found = open(&at, Verify::Index);
-                let is_refused = matches!(
-                    found,
-                    Err(Error::Corrupt { .. } | Error::UnsupportedFormat { .. })
-                );
-                assert!(is_refused, "{path:?} {byte}: {found:?}");
-            }
-            drop(flipped);
-        }
-    }
-    open(&at, Verify::Full).unwrap();
-    assert!(num_tried >= (1 << 16) / step, "{num_tried}");
 }
 
 #[test]

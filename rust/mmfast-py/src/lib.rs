@@ -8,6 +8,7 @@ mod loader;
 mod memory;
 mod objective;
 mod order;
+mod sampling;
 
 use pyo3::prelude::*;
 
@@ -25,6 +26,8 @@ mod _mmfast {
     use super::objective::Objective;
     #[pymodule_export]
     use super::order::{megatron_indices, pack_lengths};
+    #[pymodule_export]
+    use super::sampling::draw_rows;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -116,7 +116,7 @@ impl BatchLoader {
         vocabulary_size: Option<i64>,
         prefetch_batches: usize,
     ) -> PyResult<Self> {
-        let groups: PyResult<Vec<Groups>> = groups.iter().map(groups_from).collect();
+        let groups: PyResult<Vec<Groups>> = groups.into_iter().map(groups_from).collect();
         let groups = groups?;
         let stream = run_detached(py, || {
             let config = StreamConfig {
@@ -291,7 +291,7 @@ impl BatchLoader {
 }
 
 /// Groups as a source has them: none, a size, or boundaries.
-fn groups_from(groups: &Option<Bound<'_, PyAny>>) -> PyResult<Groups> {
+fn groups_from(groups: Option<Bound<'_, PyAny>>) -> PyResult<Groups> {
     let Some(groups) = groups else {
         return Ok(Groups::Single);
     };

@@ -1,4 +1,4 @@
-//! Memory of batches between Rust and Python: ours seen by NumPy, and the caller's filled by us.
+//! Memory of batches between Rust and Python: ours seen by `NumPy`, and the caller's filled by us.
 
 use std::sync::Arc;
 
@@ -48,7 +48,7 @@ impl Drop for Pooled {
     }
 }
 
-/// Owns the memory of a batch's NumPy arrays: the base of all of them.
+/// Owns the memory of a batch's `NumPy` arrays: the base of all of them.
 #[pyclass(frozen, module = "mmfast._mmfast")]
 struct BatchBuffers {
     pooled: Pooled,

@@ -59,9 +59,8 @@ impl Groups {
     /// Checks that the groups are those of so many documents.
     pub(crate) fn check(&self, num_documents: u64) -> Result<()> {
         match self {
-            Self::Single => Ok(()),
             Self::OfSize(0) => Err(Error::argument("a group has at least 1 document, found 0")),
-            Self::OfSize(_) => Ok(()),
+            Self::Single | Self::OfSize(_) => Ok(()),
             Self::At(starts) => {
                 if starts.first() != Some(&0) || starts.last() != Some(&num_documents) {
                     return Err(Error::argument(format!(

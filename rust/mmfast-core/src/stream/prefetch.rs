@@ -172,12 +172,8 @@ impl<M: BatchMemory> Prefetcher<M> {
             }
             Worker::Threads(threads) => {
                 for memory in self.lent.drain(..) {
-                    threads.num_lent += 1;
-                    // A thread that has ended says so with its last batch.
-                    let _ = threads.memory.send(memory).is_ok();
-                }
-                if threads.num_lent == 0 {
-                    return Err(nothing_lent());
+                    // A thread that has ended takes none, and says so with its last batch.
+                    threads.num_lent += usize::from(threads.memory.send(memory).is_ok());
                 }
                 match threads.batches.recv_timeout(timeout) {
                     Ok(Ok(Some(batch))) => {
@@ -188,7 +184,7 @@ impl<M: BatchMemory> Prefetcher<M> {
                     }
                     // The filler also sees an end when the planner panicked.
                     Ok(Ok(None)) | Err(RecvTimeoutError::Disconnected) => {
-                        self.join()?;
+                        self.join();
                         Ok(Poll::End)
                     }
                     Ok(Err(error)) => {
@@ -202,7 +198,7 @@ impl<M: BatchMemory> Prefetcher<M> {
     }
 
     /// Waits for threads that have come to an end, and passes on a panic.
-    fn join(&mut self) -> Result<()> {
+    fn join(&mut self) {
         if let Some(Worker::Threads(threads)) = self.worker.take() {
             // Threads that wait for memory or for a taker end once these are gone.
             drop((threads.memory, threads.batches));
@@ -212,7 +208,6 @@ impl<M: BatchMemory> Prefetcher<M> {
                 }
             }
         }
-        Ok(())
     }
 
     /// Forgets the threads of a parent process.

@@ -173,8 +173,8 @@ impl Rows {
     fn announce(&self, stream: &Stream, next: usize, quarter: u64) -> Result<()> {
         if let Some(item) = self.items.get(next) {
             let documents = &stream.source(item.key.source())?.documents;
-            let num_ids = u64::from(item.length).div_ceil(4);
-            let start = item.start + quarter * num_ids;
+            let num_ids = item.length.div_ceil(4);
+            let start = item.start + quarter * u64::from(num_ids);
             documents.will_read(self.lookup.range(next), start, num_ids as usize);
         }
         Ok(())

@@ -1,10 +1,12 @@
 //! The one room that touches files, behind a trait so that tests can make any operation fail.
 //!
 //! Every call is one step that a crash or a full disk may interrupt. The format code is written
-//! against [`Vfs`]; [`Disk`] is the real thing, [`faults::FaultyDisk`] fails at the n-th call.
+//! against [`Vfs`]; [`Disk`] is the real thing, [`faults::FaultyDisk`] fails at the n-th call, and
+//! [`power`] knows what a power cut leaves of what was not synced.
 
 mod disk;
 pub mod faults;
+pub mod power;
 
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
