@@ -99,9 +99,10 @@ test-floor: dist/.stamp-wheel $(VENV)-floor/.stamp-dependencies ## the built whe
 	$(BIN)/uv pip install --quiet --python $(VENV)-floor/bin/python --no-deps --reinstall dist/*.whl
 	OMP_NUM_THREADS=1 $(VENV)-floor/bin/python -m pytest -n 2 --dist loadgroup $(FLOOR_TESTS)
 
+# The list is complete; --no-deps, as one peer's own bounds are overridden in it (constraints/peers-overrides.txt).
 $(VENV)-peers/.stamp-dependencies: constraints/peers.txt $(STAMP_DEPS)
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-peers
-	$(BIN)/uv pip install --quiet --python $(VENV)-peers/bin/python $(UV_FLAGS) -r constraints/peers.txt
+	$(BIN)/uv pip install --quiet --python $(VENV)-peers/bin/python $(UV_FLAGS) --no-deps -r constraints/peers.txt
 	touch $@
 
 # Further datasets to hold against megatron-core, as prefixes.
@@ -113,6 +114,7 @@ bench: dist/.stamp-wheel $(VENV)-peers/.stamp-dependencies ## every benchmark be
 	mkdir -p benches/results
 	OMP_NUM_THREADS=1 $(VENV)-peers/bin/python -m pytest benches -o python_files='bench_*.py' -o filterwarnings=default -p no:xdist \
 		--benchmark-columns=median,iqr,rounds --benchmark-json benches/results/$(BENCH_NAME).json $(BENCH_ARGS)
+	$(VENV)-peers/bin/python benches/table.py benches/results/$(BENCH_NAME).json
 
 .PHONY: peers
 peers: $(STAMP_BUILD) $(VENV)-peers/.stamp-dependencies ## datasets and sample order held against megatron-core, byte for byte
@@ -127,7 +129,7 @@ constraints: | $(BIN)/python ## resolve the pinned environments anew
 	$(call resolve,dev)
 	$(call resolve,floor)
 	$(BIN)/uv pip compile --quiet --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
-		constraints/peers.in pyproject.toml -o constraints/peers.txt
+		--override constraints/peers-overrides.txt constraints/peers.in pyproject.toml -o constraints/peers.txt
 
 resolve = $(BIN)/uv pip compile --quiet --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
 	constraints/$(1).in $(DEV_REQUIREMENTS:-r=) -o constraints/$(1).txt

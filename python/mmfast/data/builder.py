@@ -24,7 +24,7 @@ UINT16_BELOW = 65_500
 
 
 class Written(NamedTuple):
-    """What a finished dataset holds."""
+    """What a dataset, or a part of one, holds."""
 
     num_documents: int
     num_sequences: int
@@ -57,13 +57,31 @@ class IndexedDatasetBuilder:
     Any number of builders may run at once, each on its own prefix; a second one on the same prefix is
     a `UsageError`.
 
+    With `resume=True` a journal is kept beside the files, and what `flush` acknowledges outlives the
+    process, whatever ends it. A producer that can find its place again by the number of documents is
+    run again until it is through:
+
+        >>> documents = [[1, 2, 3], [4], [5, 6]]
+        >>> with IndexedDatasetBuilder("/tmp/example", dtype="uint16", resume=True) as builder:
+        ...     for document in documents[builder.written.num_documents :]:
+        ...         builder.add_document(document, [len(document)])
+
     Args:
         prefix: path without `.bin` or `.idx`; its folder is created.
         dtype: uint8, int8, uint16, int16, int32, int64, float32 or float64.
         multimodal: whether each sequence carries a mode.
+        resume: go on after the documents that an earlier builder, killed or aborted, left in its
+            journal. Where there is no journal (also where the dataset is finished) it begins anew, as
+            a builder without `resume` always does; that one discards a journal.
         vocabulary_fingerprint: `Vocabulary.fingerprint` of the ids, kept in the sidecar.
         provenance: what to remember of where the data came from, kept in the sidecar: a mapping that
             JSON can hold. The key `merged` is taken by `add_index`.
+
+    Raises:
+        ValueError: the journal to resume from was begun for another dtype, kind or prefix.
+        VocabularyMismatchError: it was begun with another vocabulary.
+        CorruptDataError: it, or the ids that it acknowledges, are damaged; nothing is touched.
+        UsageError: another builder is at work on the prefix.
     """
 
     def __init__(
@@ -72,17 +90,20 @@ class IndexedDatasetBuilder:
         *,
         dtype: npt.DTypeLike = "int32",
         multimodal: bool = False,
+        resume: bool = False,
         vocabulary_fingerprint: str | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         self.prefix = Path(prefix)
         self.dtype: np.dtype[Any] = np.dtype(dtype)
         self.multimodal = multimodal
+        self.resume = resume
         self.prefix.parent.mkdir(parents=True, exist_ok=True)
         self._writer = DatasetWriter(
             self.prefix,
             self.dtype.name,
             multimodal,
+            resume=resume,
             vocabulary_fingerprint=vocabulary_fingerprint,
             provenance=json.dumps(dict(provenance), allow_nan=False) if provenance else None,
         )
@@ -91,8 +112,13 @@ class IndexedDatasetBuilder:
 
     @property
     def written(self) -> Written:
-        """Documents ended, sequences and ids added so far."""
+        """Documents ended, sequences and ids added so far, those that were resumed from included."""
         return self._written or Written(*self._writer.counts())
+
+    @property
+    def durable(self) -> Written:
+        """What is acknowledged: a builder that resumes will find at least this."""
+        return self._written or Written(*self._writer.durable())
 
     def add_item(self, ids: npt.ArrayLike, mode: int = 0) -> None:
         """Adds one sequence to the open document; `end_document` ends it."""
@@ -136,21 +162,41 @@ class IndexedDatasetBuilder:
         """
         self._writer.add_dataset(Path(prefix))
 
+    def flush(self) -> Written:
+        """Acknowledges all documents that have ended: makes them durable, and counts them.
+
+        It happens by itself after every 64 MiB of ids. Each time costs two waits for the disk.
+
+        Raises:
+            ValueError: the builder was made without `resume=True`.
+            OSError: the disk failed or is full; what was acknowledged before stays so.
+        """
+        return Written(*self._writer.flush())
+
     def finalize(self) -> Written:
         """Makes everything durable and publishes it: the pair replaces an old one as a whole.
 
         Raises:
             ValueError: the last document was not ended; end it and finalize again.
-            OSError: the disk failed or is full; nothing is published.
+            OSError: the disk failed or is full. With `resume=True` the documents are kept for another
+                builder, else they are gone. If it failed at the very last, the new pair is in place.
         """
         self._written = Written(*self._writer.finish())
         self._is_open = False
         return self._written
 
     def abort(self) -> None:
-        """Gives up: nothing is published, and what was there before stays. Harmless when finished."""
+        """Stops: nothing is published, and what was there before stays. Harmless when finished.
+
+        With `resume=True` what is acknowledged stays for another builder, which may also `discard` it.
+        """
         self._is_open = False
         self._writer.abort()
+
+    def discard(self) -> None:
+        """Aborts, and gives up what a journal has acknowledged as well. Harmless when finished."""
+        self._is_open = False
+        self._writer.discard()
 
     def __enter__(self) -> Self:
         return self
@@ -162,8 +208,14 @@ class IndexedDatasetBuilder:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if kind is None and self._is_open:
+            if self._is_open and error is None:
                 self.finalize()
+            elif self._is_open and self.resume:
+                self.flush()
+        except Exception as unkept:
+            if error is None:
+                raise
+            error.add_note(f"documents since the last flush could not be kept: {unkept}")
         finally:
             self.abort()
 

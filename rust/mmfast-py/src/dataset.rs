@@ -1,150 +1,23 @@
-//! Indexed datasets for Python: a writer, a reader whose arrays point into the mapped file, merge.
+//! Published datasets for Python: a reader whose arrays point into the mapped file.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use mmfast_core::indexed::{
-    self, DatasetWriter as CoreWriter, DocumentSource, Dtype, IndexedDataset, Notes, Prefix,
-    Tokens, Verify,
-};
+use mmfast_core::indexed::{self, DocumentSource, IndexedDataset, Prefix, Tokens, Verify};
 use mmfast_core::vfs::Disk;
 use mmfast_core::{Error, Result};
 use numpy::ndarray::ArrayView1;
-use numpy::{
-    Element, IntoPyArray, PyArray1, PyArrayMethods, PyReadonlyArray1, PyUntypedArray,
-    PyUntypedArrayMethods,
-};
+use numpy::{Element, IntoPyArray, PyArray1, PyArrayMethods, PyUntypedArray};
 use pyo3::prelude::*;
 use pyo3::types::PySlice;
 
 use crate::error::to_py;
 use crate::gil::run_detached;
 
-/// Documents, sequences and ids.
-type Counts = (u64, u64, u64);
 /// A sidecar: fingerprint, writer, vocabulary's fingerprint, provenance as JSON, number of blocks.
 type SidecarFacts = (u128, String, Option<String>, String, usize);
 /// A damaged block: number, its bytes, its documents, all of it in words.
 type Damage = (u64, (u64, u64), (u64, u64), String);
-
-/// A dataset in the making.
-#[pyclass(frozen, module = "mmfast._mmfast")]
-pub(crate) struct DatasetWriter {
-    /// `None` once finished or aborted. Locked only while the GIL is released.
-    writer: Mutex<Option<CoreWriter>>,
-}
-
-impl DatasetWriter {
-    /// Runs `work` on the open writer without the GIL.
-    fn with_writer<T: Send>(
-        &self,
-        py: Python<'_>,
-        work: impl FnOnce(&mut CoreWriter) -> Result<T> + Send,
-    ) -> PyResult<T> {
-        run_detached(py, || {
-            let mut guard = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-            work(guard.as_mut().ok_or_else(closed)?)
-        })
-    }
-
-    fn take(&self) -> Option<CoreWriter> {
-        let mut guard = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        guard.take()
-    }
-}
-
-#[pymethods]
-impl DatasetWriter {
-    #[new]
-    #[pyo3(signature = (prefix, dtype, multimodal, *, vocabulary_fingerprint=None, provenance=None))]
-    fn new(
-        py: Python<'_>,
-        prefix: PathBuf,
-        dtype: &str,
-        multimodal: bool,
-        vocabulary_fingerprint: Option<String>,
-        provenance: Option<&str>,
-    ) -> PyResult<Self> {
-        let writer = run_detached(py, || {
-            let notes = Notes::new(vocabulary_fingerprint, provenance)?;
-            let dtype = Dtype::from_name(dtype)?;
-            let mut writer = CoreWriter::create(&Prefix::new(prefix)?, dtype, multimodal)?;
-            writer.set_notes(notes);
-            Ok(writer)
-        })?;
-        Ok(Self {
-            writer: Mutex::new(Some(writer)),
-        })
-    }
-
-    fn add_sequence(&self, py: Python<'_>, ids: &Bound<'_, PyAny>, mode: u8) -> PyResult<()> {
-        with_tokens(ids, |tokens| {
-            self.with_writer(py, |writer| writer.add_sequence(tokens, mode))
-        })
-    }
-
-    fn end_document(&self, py: Python<'_>) -> PyResult<()> {
-        self.with_writer(py, |writer| {
-            writer.end_document();
-            Ok(())
-        })
-    }
-
-    fn add_documents(
-        &self,
-        py: Python<'_>,
-        ids: &Bound<'_, PyAny>,
-        lengths: &Bound<'_, PyArray1<i64>>,
-        sequences_per_document: &Bound<'_, PyArray1<i64>>,
-        modes: Option<&Bound<'_, PyArray1<u8>>>,
-    ) -> PyResult<()> {
-        let lengths = lengths.try_readonly()?;
-        let counts = sequences_per_document.try_readonly()?;
-        let modes = modes.map(PyArrayMethods::try_readonly).transpose()?;
-        let (lengths, counts) = (lengths.as_slice()?, counts.as_slice()?);
-        let modes = modes.as_ref().map(|modes| modes.as_slice()).transpose()?;
-        with_tokens(ids, |tokens| {
-            self.with_writer(py, |writer| {
-                let lengths = each_fits(lengths, "sequence length")?;
-                let counts = each_fits(counts, "number of sequences in a document")?;
-                writer.add_documents(tokens, &lengths, &counts, modes)
-            })
-        })
-    }
-
-    fn add_dataset(&self, py: Python<'_>, prefix: PathBuf) -> PyResult<()> {
-        self.with_writer(py, |writer| {
-            writer.add_dataset(&IndexedDataset::open(&Prefix::new(prefix)?)?)
-        })
-    }
-
-    fn finish(&self, py: Python<'_>) -> PyResult<Counts> {
-        // A writer that cannot be finished yet stays open.
-        self.with_writer(py, |writer| writer.require_whole_documents())?;
-        let written = run_detached(py, || self.take().ok_or_else(closed)?.finish())?;
-        Ok((
-            written.num_documents,
-            written.num_sequences,
-            written.num_tokens,
-        ))
-    }
-
-    fn abort(&self, py: Python<'_>) -> PyResult<()> {
-        run_detached(py, || {
-            drop(self.take());
-            Ok(())
-        })
-    }
-
-    fn counts(&self, py: Python<'_>) -> PyResult<Counts> {
-        let written = self.with_writer(py, |writer| Ok(writer.written()))?;
-        Ok((
-            written.num_documents,
-            written.num_sequences,
-            written.num_tokens,
-        ))
-    }
-}
 
 /// Keeps a mapping alive for as long as an array points into it: the base of every such array.
 #[pyclass(frozen, module = "mmfast._mmfast")]
@@ -315,49 +188,6 @@ impl DatasetReader {
     }
 }
 
-/// Merges datasets in the given order; returns documents, sequences and ids written.
-#[pyfunction]
-pub(crate) fn merge_datasets(
-    py: Python<'_>,
-    output: PathBuf,
-    prefixes: Vec<PathBuf>,
-) -> PyResult<Counts> {
-    let written = run_detached(py, || {
-        let output = Prefix::new(output)?;
-        let parts = prefixes.into_iter().map(Prefix::new);
-        indexed::merge(&output, &parts.collect::<Result<Vec<_>>>()?)
-    })?;
-    Ok((
-        written.num_documents,
-        written.num_sequences,
-        written.num_tokens,
-    ))
-}
-
-fn closed() -> Error {
-    Error::InvalidArgument("the dataset is already finished or aborted".into())
-}
-
-/// Runs `work` on the ids of a one-dimensional, contiguous array of any dtype of the format.
-fn with_tokens<R>(
-    array: &Bound<'_, PyAny>,
-    work: impl FnOnce(Tokens<'_>) -> PyResult<R>,
-) -> PyResult<R> {
-    macro_rules! try_dtypes {
-        ($($variant:ident),*) => {
-            $(if let Ok(array) = array.extract::<PyReadonlyArray1<'_, _>>() {
-                return work(Tokens::$variant(array.as_slice()?));
-            })*
-        };
-    }
-    try_dtypes!(I32, I64, U16, U8, I8, I16, F32, F64);
-    let dtype = array.cast::<PyUntypedArray>()?.dtype();
-    Err(to_py(Error::InvalidArgument(format!(
-        "an array of {dtype} in one dimension is expected to hold int8, int16, int32, int64, \
-         uint8, uint16, float32 or float64"
-    ))))
-}
-
 /// A read-only array over all ids of a dataset, in place.
 fn array_over<'py>(
     py: Python<'py>,
@@ -419,13 +249,4 @@ fn part(value: i64, available: usize, what: &'static str) -> Result<usize> {
 
 fn signed(value: usize) -> PyResult<isize> {
     Ok(isize::try_from(value)?)
-}
-
-/// Counts from Python as unsigned numbers.
-fn each_fits<T: TryFrom<i64>>(values: &[i64], what: &str) -> Result<Vec<T>> {
-    let fits = |&value: &i64| {
-        T::try_from(value)
-            .map_err(|_unfit| Error::InvalidArgument(format!("{value} cannot be a {what}")))
-    };
-    values.iter().map(fits).collect()
 }

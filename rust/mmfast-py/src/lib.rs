@@ -9,6 +9,7 @@ mod memory;
 mod objective;
 mod order;
 mod sampling;
+mod writer;
 
 use pyo3::prelude::*;
 
@@ -17,7 +18,7 @@ mod _mmfast {
     use super::{Bound, PyModule, PyModuleMethods, PyResult};
 
     #[pymodule_export]
-    use super::dataset::{DatasetReader, DatasetWriter, merge_datasets};
+    use super::dataset::DatasetReader;
     #[pymodule_export]
     use super::gather::gather;
     #[pymodule_export]
@@ -28,6 +29,8 @@ mod _mmfast {
     use super::order::{megatron_indices, pack_lengths};
     #[pymodule_export]
     use super::sampling::draw_rows;
+    #[pymodule_export]
+    use super::writer::{DatasetWriter, merge_datasets};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -1,13 +1,10 @@
-//! Files that grow at the end: bytes are gathered and written in large pieces, and digested on the
-//! way while they are in the cache.
+//! Files that grow at the end: bytes are digested while they are in the cache, gathered, and written
+//! in large pieces.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use xxhash_rust::xxh3::Xxh3;
-
 use super::blocks::BlockSums;
-use super::header::Header;
 use crate::error::{Error, Result};
 use crate::vfs::{File, Vfs};
 
@@ -16,7 +13,7 @@ const BUFFER_BYTES: usize = 4 << 20;
 /// Bytes digested and then written at once: small enough to stay in the cache between the two.
 const PIECE_BYTES: usize = 1 << 18;
 
-/// Something computed over all bytes of a file as they are written.
+/// Something computed over all bytes of a file on their way to it.
 pub(super) trait Digest {
     /// Takes the next bytes.
     fn update(&mut self, bytes: &[u8]);
@@ -35,19 +32,32 @@ pub(super) struct AppendFile<D> {
 impl<D: Digest> AppendFile<D> {
     pub(super) fn create(vfs: Arc<dyn Vfs>, path: &Path, digest: D) -> Result<Self> {
         let file = vfs.create(path)?;
-        Ok(Self {
+        Ok(Self::over(vfs, file, digest))
+    }
+
+    /// Goes on at the cursor of a file whose content so far has this digest.
+    pub(super) fn over(vfs: Arc<dyn Vfs>, file: File, digest: D) -> Self {
+        Self {
             vfs,
             file,
             buffer: Vec::new(),
             digest,
             is_broken: false,
-        })
+        }
+    }
+
+    /// The digest of all bytes pushed so far.
+    pub(super) fn digest(&self) -> &D {
+        &self.digest
     }
 
     /// Lets `fill` append to the buffer, then writes the buffer out once it is large.
     pub(super) fn push(&mut self, fill: impl FnOnce(&mut Vec<u8>)) -> Result<()> {
         self.require_sound()?;
+        let start = self.buffer.len();
         fill(&mut self.buffer);
+        self.digest
+            .update(self.buffer.get(start..).unwrap_or_default());
         if self.buffer.len() >= BUFFER_BYTES {
             self.write_out()?;
         }
@@ -60,24 +70,25 @@ impl<D: Digest> AppendFile<D> {
             return self.push(|buffer| buffer.extend_from_slice(bytes));
         }
         self.write_out()?;
-        self.write(bytes)
-    }
-
-    /// Writes what is gathered and returns the digest of everything once all is durable.
-    pub(super) fn finish(mut self) -> Result<D> {
-        self.write_out()?;
-        self.vfs.sync(&self.file)?;
-        Ok(self.digest)
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
         for piece in bytes.chunks(PIECE_BYTES) {
             self.digest.update(piece);
-            let written = self.vfs.write(&mut self.file, piece);
-            self.is_broken = written.is_err();
-            written?;
+            self.attempt(|vfs, file| vfs.write(file, piece))?;
         }
         Ok(())
+    }
+
+    /// Returns once everything pushed so far is durable.
+    pub(super) fn sync(&mut self) -> Result<()> {
+        self.write_out()?;
+        // After a failed sync the system may have dropped what it could not write, and a later sync
+        // would not tell.
+        self.attempt(|vfs, file| vfs.sync(file))
+    }
+
+    /// Makes everything durable and returns the digest of it.
+    pub(super) fn finish(mut self) -> Result<D> {
+        self.sync()?;
+        Ok(self.digest)
     }
 
     fn write_out(&mut self) -> Result<()> {
@@ -86,17 +97,24 @@ impl<D: Digest> AppendFile<D> {
             return Ok(());
         }
         let mut buffer = std::mem::take(&mut self.buffer);
-        let written = self.write(&buffer);
+        let written = self.attempt(|vfs, file| vfs.write(file, &buffer));
         buffer.clear();
         self.buffer = buffer;
         written
+    }
+
+    /// Does something to the file; if it fails, the file is broken.
+    fn attempt(&mut self, work: impl FnOnce(&dyn Vfs, &mut File) -> Result<()>) -> Result<()> {
+        let done = work(&*self.vfs, &mut self.file);
+        self.is_broken |= done.is_err();
+        done
     }
 
     fn require_sound(&self) -> Result<()> {
         if self.is_broken {
             return Err(Error::argument(format!(
                 "an earlier write to {} failed, so the dataset cannot be completed; abandon this \
-                 writer and write it again",
+                 writer and write it again, from its journal if it has one",
                 self.file.path().display()
             )));
         }
@@ -109,67 +127,8 @@ impl AppendFile<BlockSums> {
     pub(super) fn push_file(&mut self, path: &Path, sums: &BlockSums) -> Result<()> {
         self.write_out()?;
         let mut source = self.vfs.open(path)?;
-        let num_bytes = sums.num_bytes();
-        let copied = self.vfs.append(&mut self.file, &mut source, num_bytes);
-        self.is_broken = copied.is_err();
+        self.attempt(|vfs, file| vfs.append(file, &mut source, sums.num_bytes()))?;
         self.digest.extend(sums);
-        copied
-    }
-}
-
-/// What [`write_index`] wrote.
-pub(super) struct WrittenIndex {
-    pub(super) num_bytes: u64,
-    /// XXH3-128 of the file.
-    pub(super) hash: u128,
-}
-
-/// Writes a complete `.idx` and makes it durable. Pointers are derived from the lengths, so no array
-/// is ever held in memory here.
-///
-/// `document_indices` is the whole array: 0 first, the number of sequences last.
-pub(super) fn write_index<L: Iterator<Item = u32>>(
-    vfs: &Arc<dyn Vfs>,
-    path: &Path,
-    header: &Header,
-    lengths: impl Fn() -> L,
-    document_indices: impl Iterator<Item = u64>,
-    modes: impl Iterator<Item = u8>,
-) -> Result<WrittenIndex> {
-    let digest = SizeAndHash::default();
-    let mut file = AppendFile::create(Arc::clone(vfs), path, digest)?;
-    let item_bytes = header.dtype.item_bytes() as u64;
-    file.push(|buffer| buffer.extend(header.encode()))?;
-    for length in lengths() {
-        file.push(|buffer| buffer.extend(length.to_le_bytes()))?;
-    }
-    let mut pointer = 0_u64;
-    for length in lengths() {
-        file.push(|buffer| buffer.extend(pointer.to_le_bytes()))?;
-        pointer += u64::from(length) * item_bytes;
-    }
-    for boundary in document_indices {
-        file.push(|buffer| buffer.extend(boundary.to_le_bytes()))?;
-    }
-    for mode in modes {
-        file.push(|buffer| buffer.push(mode))?;
-    }
-    let SizeAndHash { num_bytes, hash } = file.finish()?;
-    Ok(WrittenIndex {
-        num_bytes,
-        hash: hash.digest128(),
-    })
-}
-
-#[derive(Default)]
-struct SizeAndHash {
-    num_bytes: u64,
-    hash: Xxh3,
-}
-
-impl Digest for SizeAndHash {
-    fn update(&mut self, bytes: &[u8]) {
-        self.num_bytes += bytes.len() as u64;
-        self.hash.update(bytes);
+        Ok(())
     }
 }

@@ -21,6 +21,14 @@ pub(super) struct Block {
     pub(super) crc: u32,
 }
 
+/// The blocks up to some byte of a file, remembered while the file goes on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Mark {
+    pub(super) num_blocks: usize,
+    /// The last of them as it was: it may grow, those before it may not.
+    last: Option<Block>,
+}
+
 /// The blocks of a file, from its first byte to its last.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct BlockSums {
@@ -50,6 +58,27 @@ impl BlockSums {
     /// Appends the sums of the bytes that follow.
     pub(super) fn extend(&mut self, other: &Self) {
         other.blocks.iter().for_each(|&block| self.push(block));
+    }
+
+    /// Where the file ends now.
+    pub(super) fn mark(&self) -> Mark {
+        Mark {
+            num_blocks: self.blocks.len(),
+            last: self.blocks.last().copied(),
+        }
+    }
+
+    /// The blocks from the `first` on, as they were at `mark`.
+    pub(super) fn between(&self, first: usize, mark: Mark) -> impl Iterator<Item = Block> {
+        let num_whole = mark.num_blocks.saturating_sub(1);
+        let whole = self.blocks.get(first..num_whole).unwrap_or_default();
+        whole.iter().copied().chain(mark.last)
+    }
+
+    /// Puts blocks in place of those from the `first` on, as they are.
+    pub(super) fn replace_from(&mut self, first: usize, blocks: impl Iterator<Item = Block>) {
+        self.blocks.truncate(first);
+        self.blocks.extend(blocks);
     }
 
     pub(super) fn blocks(&self) -> &[Block] {
@@ -148,5 +177,21 @@ mod tests {
         let mut continued = BlockSums::of(&whole[..10]);
         continued.update(&whole[10..]);
         assert_eq!(continued, BlockSums::of(&whole));
+    }
+
+    #[test]
+    fn a_mark_remembers_the_blocks_as_they_were() {
+        let whole = bytes((4 << 20) + 17);
+        for (first_bytes, second_bytes) in [(0, 5), (10, 20), (1 << 20, 1), (700_000, 3 << 20)] {
+            let mut sums = BlockSums::of(&whole[..first_bytes]);
+            let mut restored = sums.clone();
+            let first = sums.mark().num_blocks.saturating_sub(1);
+            sums.update(&whole[first_bytes..][..second_bytes]);
+            let mark = sums.mark();
+            let expected = sums.clone();
+            sums.update(&whole[first_bytes + second_bytes..]);
+            restored.replace_from(first, sums.between(first, mark));
+            assert_eq!(restored, expected, "{first_bytes} {second_bytes}");
+        }
     }
 }

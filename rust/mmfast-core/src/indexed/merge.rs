@@ -7,16 +7,18 @@
 
 use std::sync::Arc;
 
-use super::append::{AppendFile, write_index};
+use super::append::AppendFile;
 use super::blocks::BlockSums;
+use super::contents::{Written, require_alike};
 use super::header::Header;
+use super::joined::JoinedNotes;
+use super::pair::{write_index, write_sidecar};
 use super::prefix::Prefix;
 use super::publish::Staging;
 use super::reader::IndexedDataset;
-use super::sidecar::{JoinedNotes, Notes};
+use super::sidecar::Notes;
 use super::source::DocumentSource;
 use super::verify::Verify;
-use super::writer::{Written, require_alike, write_sidecar};
 use crate::error::{Error, Result};
 use crate::vfs::{Disk, Vfs};
 

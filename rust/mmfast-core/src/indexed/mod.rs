@@ -8,14 +8,19 @@
 
 mod append;
 mod blocks;
+mod contents;
 mod gather;
 mod header;
 mod index;
+mod joined;
+mod journal;
 mod map;
 mod merge;
+mod pair;
 mod prefix;
 mod publish;
 mod reader;
+mod replay;
 mod scan;
 mod sidecar;
 mod source;
@@ -25,6 +30,7 @@ mod verify;
 mod writer;
 
 pub use blocks::BLOCK_BYTES;
+pub use contents::Written;
 pub use gather::Gather;
 pub use header::{Dtype, HEADER_BYTES, Header, MAGIC, VERSION};
 pub use map::Tokens;
@@ -35,4 +41,4 @@ pub use scan::{NUM_MODALITIES, Scan, scan};
 pub use sidecar::{Notes, Sidecar};
 pub use source::DocumentSource;
 pub use verify::{DamagedBlock, Verify};
-pub use writer::{DatasetWriter, Written};
+pub use writer::DatasetWriter;

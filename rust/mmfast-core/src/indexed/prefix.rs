@@ -65,19 +65,19 @@ impl Prefix {
         self.with(".mmf.tmp")
     }
 
-    /// The dataset's previous token ids, while it is being replaced.
-    pub fn old_bin(&self) -> PathBuf {
-        self.with(".bin.old")
+    /// Index of a complete dataset that is taking its place: once this is there, it is published.
+    pub fn ready_idx(&self) -> PathBuf {
+        self.with(".idx.ready")
     }
 
-    /// The dataset's previous index, while it is being replaced.
-    pub fn old_idx(&self) -> PathBuf {
-        self.with(".idx.old")
+    /// What has been acknowledged of token ids in the making.
+    pub fn journal(&self) -> PathBuf {
+        self.with(".journal")
     }
 
-    /// The dataset's previous sidecar, while it is being replaced; empty if there was none.
-    pub fn old_sidecar(&self) -> PathBuf {
-        self.with(".mmf.old")
+    /// Journal in the making.
+    pub fn new_journal(&self) -> PathBuf {
+        self.with(".journal.tmp")
     }
 
     /// Lock of the one writer.

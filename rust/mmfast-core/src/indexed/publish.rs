@@ -1,18 +1,18 @@
 //! How new files take the place of old ones without ever being mixed with them.
 //!
 //! Writers work on `<prefix>.bin.tmp`, `<prefix>.mmf.tmp` and `<prefix>.idx.tmp` under
-//! `<prefix>.lock`. To publish:
+//! `<prefix>.lock`. Once all three are complete and durable:
 //!
-//! 1. the old files step aside, `.idx` first: from here on there is no dataset. Where there was no
-//!    `.mmf`, an empty `.mmf.old` says so;
-//! 2. the new `.bin` and the new `.mmf` are renamed into place;
-//! 3. the new `.idx` is renamed into place: this commits;
-//! 4. the old files are removed, `.idx.old` last.
+//! 1. `.idx.tmp` is renamed to `.idx.ready`: this commits;
+//! 2. the journal goes, since all that it acknowledged is in the new files, and the old `.idx` goes:
+//!    from here on no dataset is seen;
+//! 3. the new `.bin` and the new `.mmf` are renamed into place;
+//! 4. `.idx.ready` is renamed to `.idx`.
 //!
-//! The folder is made durable after each step, so a crash leaves one of two states. `.idx` is there:
-//! the new files are whole. Only `.idx.old` is there: each old file is whole, under its stepped-aside
-//! name if it has one and else under its own, and [`recover`] puts it back. Whoever opens the dataset
-//! next does that.
+//! The folder is made durable after each step, and within a step the order does not matter. So a
+//! crash leaves one of two states. `.idx.ready` is not there: nothing has happened to the old files.
+//! It is there: the new files are whole, each under its temporary name or under its own, and
+//! [`complete`] does what is left. Whoever opens the dataset next does that.
 
 use std::sync::Arc;
 
@@ -20,26 +20,37 @@ use super::prefix::Prefix;
 use crate::error::Result;
 use crate::vfs::{Lock, Vfs};
 
-/// The exclusive right to replace a dataset; removes what was begun unless it is published.
+/// The exclusive right to replace a dataset. Dropped without [`Self::publish`], it removes what was
+/// begun, except for what a journal vouches for.
 #[derive(Debug)]
 pub(super) struct Staging {
     vfs: Arc<dyn Vfs>,
     prefix: Prefix,
     process: u32,
-    is_published: bool,
+    may_have_journal: bool,
+    is_committed: bool,
     _lock: Lock,
 }
 
 impl Staging {
-    /// Locks the prefix, completes or undoes what a killed writer left there.
+    /// Locks the prefix, completes what a killed writer was publishing there, and discards what
+    /// another had in its journal.
     pub(super) fn begin(vfs: Arc<dyn Vfs>, prefix: &Prefix) -> Result<Self> {
+        let mut staging = Self::begin_journaled(vfs, prefix)?;
+        staging.discard_journal()?;
+        Ok(staging)
+    }
+
+    /// The same, but a journal and the ids that it vouches for stay, now and when this is dropped.
+    pub(super) fn begin_journaled(vfs: Arc<dyn Vfs>, prefix: &Prefix) -> Result<Self> {
         let lock = vfs.lock(&prefix.lock())?;
-        recover(&*vfs, prefix)?;
+        complete(&*vfs, prefix)?;
         Ok(Self {
             vfs,
             prefix: prefix.clone(),
             process: std::process::id(),
-            is_published: false,
+            may_have_journal: true,
+            is_committed: false,
             _lock: lock,
         })
     }
@@ -52,89 +63,68 @@ impl Staging {
         &self.prefix
     }
 
-    /// Puts the finished, synced temporary files in place. On an error the old ones stay or come
-    /// back, unless even that fails; then the next one to open the dataset brings it back.
-    pub(super) fn publish(mut self) -> Result<()> {
-        let swapped = self.swap();
-        if swapped.is_err() {
-            // The error that is reported is the first one.
-            recover(&*self.vfs, &self.prefix).ok();
-            return swapped;
-        }
-        self.is_published = true;
-        remove_old(&*self.vfs, &self.prefix)
+    /// Gives up what the journal vouches for.
+    pub(super) fn discard(mut self) -> Result<()> {
+        self.discard_journal()
     }
 
-    fn swap(&self) -> Result<()> {
-        let (vfs, prefix) = (&*self.vfs, &self.prefix);
-        if vfs.exists(&prefix.idx())? {
-            vfs.rename(&prefix.idx(), &prefix.old_idx())?;
-            vfs.sync_folder_of(prefix.path())?;
-            if vfs.exists(&prefix.sidecar())? {
-                vfs.rename(&prefix.sidecar(), &prefix.old_sidecar())?;
-            } else {
-                vfs.create(&prefix.old_sidecar())?;
-            }
-            vfs.sync_folder_of(prefix.path())?;
-            if vfs.exists(&prefix.bin())? {
-                vfs.rename(&prefix.bin(), &prefix.old_bin())?;
-                vfs.sync_folder_of(prefix.path())?;
-            }
+    /// The journal goes before its ids: without them it would be taken for damaged.
+    fn discard_journal(&mut self) -> Result<()> {
+        if self.vfs.exists(&self.prefix.journal())? {
+            self.vfs.remove(&self.prefix.journal())?;
+            self.vfs.sync_folder_of(self.prefix.path())?;
         }
-        vfs.rename(&prefix.new_bin(), &prefix.bin())?;
-        vfs.sync_folder_of(prefix.path())?;
-        vfs.rename(&prefix.new_sidecar(), &prefix.sidecar())?;
-        vfs.sync_folder_of(prefix.path())?;
-        vfs.rename(&prefix.new_idx(), &prefix.idx())?;
-        vfs.sync_folder_of(prefix.path())
+        self.may_have_journal = false;
+        Ok(())
+    }
+
+    /// Puts the finished, synced temporary files in place. After an error the old ones are there, or,
+    /// if it came late, the new ones: the next one to open the dataset completes what is left.
+    pub(super) fn publish(mut self) -> Result<()> {
+        self.vfs.sync_folder_of(self.prefix.path())?;
+        self.vfs
+            .rename(&self.prefix.new_idx(), &self.prefix.ready_idx())?;
+        self.is_committed = true;
+        complete(&*self.vfs, &self.prefix)
     }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
         // A forked child drops its copy of the parent's writer; the files are the parent's.
-        if !self.is_published && self.process == std::process::id() {
-            // What cannot be removed now is overwritten by the next writer.
+        if self.is_committed || self.process != std::process::id() {
+            return;
+        }
+        // What cannot be removed now is overwritten by the next writer.
+        self.vfs.remove(&self.prefix.new_sidecar()).ok();
+        self.vfs.remove(&self.prefix.new_idx()).ok();
+        self.vfs.remove(&self.prefix.new_journal()).ok();
+        if !self.may_have_journal {
             self.vfs.remove(&self.prefix.new_bin()).ok();
-            self.vfs.remove(&self.prefix.new_sidecar()).ok();
-            self.vfs.remove(&self.prefix.new_idx()).ok();
         }
     }
 }
 
-/// Brings a prefix whose publication was interrupted back to one whole dataset. Needs the lock.
-pub(super) fn recover(vfs: &dyn Vfs, prefix: &Prefix) -> Result<()> {
-    if vfs.exists(&prefix.idx())? {
-        return remove_old(vfs, prefix);
-    }
-    if !vfs.exists(&prefix.old_idx())? {
+/// Completes a publication that was committed. Needs the lock; may be cut short and done again.
+pub(super) fn complete(vfs: &dyn Vfs, prefix: &Prefix) -> Result<()> {
+    if !vfs.exists(&prefix.ready_idx())? {
         return Ok(());
     }
-    if vfs.exists(&prefix.old_bin())? {
-        vfs.rename(&prefix.old_bin(), &prefix.bin())?;
-        vfs.sync_folder_of(prefix.path())?;
+    // That it is committed must not be forgotten once there is no way back.
+    vfs.sync_folder_of(prefix.path())?;
+    for superseded in [prefix.journal(), prefix.new_journal(), prefix.idx()] {
+        vfs.remove(&superseded)?;
     }
-    if vfs.exists(&prefix.old_sidecar())? {
-        if vfs.open(&prefix.old_sidecar())?.num_bytes()? > 0 {
-            vfs.rename(&prefix.old_sidecar(), &prefix.sidecar())?;
-        } else {
-            vfs.remove(&prefix.sidecar())?;
-            vfs.sync_folder_of(prefix.path())?;
-            vfs.remove(&prefix.old_sidecar())?;
+    vfs.sync_folder_of(prefix.path())?;
+    for (new, own) in [
+        (prefix.new_bin(), prefix.bin()),
+        (prefix.new_sidecar(), prefix.sidecar()),
+    ] {
+        if vfs.exists(&new)? {
+            vfs.rename(&new, &own)?;
         }
-        vfs.sync_folder_of(prefix.path())?;
     }
-    vfs.rename(&prefix.old_idx(), &prefix.idx())?;
+    vfs.sync_folder_of(prefix.path())?;
+    vfs.rename(&prefix.ready_idx(), &prefix.idx())?;
     vfs.sync_folder_of(prefix.path())
-}
-
-/// `.idx.old` goes last, so that no other is ever found without the one that it belongs to.
-fn remove_old(vfs: &dyn Vfs, prefix: &Prefix) -> Result<()> {
-    for old in [prefix.old_bin(), prefix.old_sidecar(), prefix.old_idx()] {
-        if vfs.exists(&old)? {
-            vfs.remove(&old)?;
-            vfs.sync_folder_of(prefix.path())?;
-        }
-    }
-    Ok(())
 }

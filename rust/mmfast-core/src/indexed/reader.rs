@@ -53,13 +53,14 @@ impl IndexedDataset {
 
     /// [`Self::open`] on a given file system, with a given level of verification.
     ///
-    /// [`Error::InvalidArgument`] if checksums are asked for and there is no sidecar. A pair whose replacement was cut short by a crash is first put back as it was before. A pair
-    /// that is being replaced right now is waited for.
+    /// [`Error::InvalidArgument`] if checksums are asked for and there is no sidecar. A pair whose
+    /// publication was cut short by a crash is first put in place. A pair that is being replaced
+    /// right now is waited for.
     pub fn open_on(vfs: &dyn Vfs, prefix: &Prefix, level: Verify) -> Result<Self> {
         for _ in 0..OPEN_ATTEMPTS {
-            if !vfs.exists(&prefix.idx())? && vfs.exists(&prefix.old_idx())? {
+            if vfs.exists(&prefix.ready_idx())? {
                 match vfs.lock(&prefix.lock()) {
-                    Ok(_lock) => publish::recover(vfs, prefix)?,
+                    Ok(_lock) => publish::complete(vfs, prefix)?,
                     Err(Error::Locked { .. }) => std::thread::sleep(OPEN_WAIT),
                     Err(error) => return Err(error),
                 }

@@ -37,8 +37,6 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 use super::blocks::{BLOCK_BYTES, Block, BlockSums};
 use super::header::{Dtype, load_u64};
 use super::index::Index;
-use super::reader::IndexedDataset;
-use super::source::DocumentSource;
 use crate::error::{Error, Result};
 
 const SIDECAR_MAGIC: [u8; 8] = *b"MMFSIDE\0";
@@ -124,62 +122,6 @@ impl Notes {
                 _ => return None,
             },
         })
-    }
-}
-
-/// Gathers the notes of datasets that are joined.
-#[derive(Debug, Default)]
-pub(super) struct JoinedNotes {
-    vocabulary_fingerprint: Option<String>,
-    has_unknown_vocabulary: bool,
-    merged: Vec<Value>,
-}
-
-impl JoinedNotes {
-    /// Takes up a part. [`Error::VocabularyMismatch`] if its ids are of another vocabulary than
-    /// those before it.
-    pub(super) fn add(&mut self, part: &IndexedDataset) -> Result<()> {
-        let sidecar = part.sidecar();
-        let theirs = sidecar.and_then(|sidecar| sidecar.notes.vocabulary_fingerprint.as_ref());
-        match (&self.vocabulary_fingerprint, theirs) {
-            (_, None) => self.has_unknown_vocabulary |= part.num_tokens() > 0,
-            (None, Some(theirs)) => self.vocabulary_fingerprint = Some(theirs.clone()),
-            (Some(ours), Some(theirs)) if ours == theirs => {}
-            (Some(ours), Some(theirs)) => {
-                return Err(Error::VocabularyMismatch(format!(
-                    "{} was written with the vocabulary {theirs}, the datasets before it with \
-                     {ours}: their ids do not mean the same; prepare them with one vocabulary",
-                    part.prefix().path().display()
-                )));
-            }
-        }
-        let provenance = sidecar.map(|sidecar| sidecar.notes.provenance.clone());
-        // The parts of a part are named themselves, so that merges of merges do not nest.
-        if let Some(Value::Array(parts)) = provenance.as_ref().and_then(|p| p.get("merged")) {
-            self.merged.extend_from_slice(parts);
-            return Ok(());
-        }
-        let name = part.prefix().path().file_name();
-        self.merged.push(json!({
-            "name": name.map(|name| name.to_string_lossy()),
-            "documents": part.num_documents(),
-            "fingerprint": sidecar.map(|sidecar| format!("{:032x}", sidecar.fingerprint)),
-            "provenance": provenance,
-        }));
-        Ok(())
-    }
-
-    /// Writes what was gathered into the notes of the result.
-    pub(super) fn finish(self, notes: &mut Notes) {
-        if self.merged.is_empty() {
-            return;
-        }
-        if notes.vocabulary_fingerprint.is_none() && !self.has_unknown_vocabulary {
-            notes.vocabulary_fingerprint = self.vocabulary_fingerprint;
-        }
-        notes
-            .provenance
-            .insert("merged".into(), Value::Array(self.merged));
     }
 }
 

@@ -1,36 +1,34 @@
 //! Writes an indexed dataset, byte for byte as megatron-core's builder would.
 //!
-//! Ids go to a temporary `.bin` as they come; lengths, boundaries and modes stay in memory (13 bytes
-//! a sequence at most) and become `.idx` at the end. Nothing is visible under the dataset's name
-//! before [`DatasetWriter::finish`]; dropping the writer instead leaves what was there before.
+//! Ids go to a temporary `.bin` as they come; everything else stays in memory (see
+//! [`super::contents`]) until the end. Nothing is visible under the dataset's name before
+//! [`DatasetWriter::finish`]; dropping the writer instead leaves what was there before.
+//!
+//! A writer that resumes keeps a journal (see [`super::journal`]): what it acknowledged survives
+//! the end of the process, however it comes, and the next writer that resumes goes on from there.
 
 use std::sync::Arc;
 
-use super::append::{AppendFile, WrittenIndex, write_index};
-use super::blocks::BlockSums;
-use super::header::{Dtype, Header};
+use super::append::AppendFile;
+use super::blocks::{BlockSums, Mark};
+use super::contents::{Contents, Written, require_alike, sequence_length};
+use super::header::Dtype;
+use super::joined::JoinedNotes;
+use super::journal::{Journal, Purpose};
 use super::map::Tokens;
+use super::pair::{write_index, write_sidecar};
 use super::prefix::Prefix;
 use super::publish::Staging;
 use super::reader::IndexedDataset;
-use super::sidecar::{JoinedNotes, Notes, PairFacts, Sidecar};
-use super::source::DocumentSource;
+use super::replay::recover;
+use super::sidecar::Notes;
 use crate::error::{Error, Result};
 use crate::vfs::{Disk, Vfs};
 
 /// Ids encoded before the buffer may be written out.
 const CHUNK_TOKENS: usize = 1 << 18;
-
-/// What a finished dataset holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Written {
-    /// Number of documents.
-    pub num_documents: u64,
-    /// Number of sequences.
-    pub num_sequences: u64,
-    /// Number of ids.
-    pub num_tokens: u64,
-}
+/// Bytes of ids after which a journaled writer acknowledges what it has.
+const RECORD_BYTES: u64 = 64 << 20;
 
 /// A dataset in the making.
 ///
@@ -38,22 +36,18 @@ pub struct Written {
 #[derive(Debug)]
 pub struct DatasetWriter {
     bin: AppendFile<BlockSums>,
-    dtype: Dtype,
-    has_modes: bool,
-    lengths: Vec<u32>,
-    modes: Vec<u8>,
-    /// Index of the first sequence after each document.
-    document_ends: Vec<u64>,
-    num_tokens: u64,
-    /// Ids before the document that is open now.
-    tokens_before_document: u64,
+    contents: Contents,
+    /// Where the ids of whole documents end.
+    documents_end: Mark,
     notes: Notes,
     joined: JoinedNotes,
+    journal: Option<Journal>,
     staging: Staging,
 }
 
 impl DatasetWriter {
-    /// Begins a dataset at `prefix`, in place of one that may be there.
+    /// Begins a dataset at `prefix`, in place of one that may be there. A journal of an earlier
+    /// writer is discarded.
     ///
     /// [`Error::Locked`] if another writer is at work on it.
     pub fn create(prefix: &Prefix, dtype: Dtype, has_modes: bool) -> Result<Self> {
@@ -68,24 +62,69 @@ impl DatasetWriter {
         has_modes: bool,
     ) -> Result<Self> {
         let staging = Staging::begin(vfs, prefix)?;
-        let bin = AppendFile::create(
-            Arc::clone(staging.vfs()),
-            &prefix.new_bin(),
-            BlockSums::default(),
-        )?;
-        Ok(Self {
-            bin,
+        let bin = new_bin(&staging)?;
+        let contents = Contents::new(dtype, has_modes);
+        Ok(Self::over(staging, bin, contents, JoinedNotes::default()))
+    }
+
+    /// Goes on with a dataset that an earlier writer left unfinished, or begins one, with a journal:
+    /// what [`Self::flush`] has acknowledged outlives the process, whatever ends it. The producer
+    /// goes on after the documents that [`Self::written`] counts.
+    ///
+    /// A finished dataset has no journal, so this then begins anew and in the end replaces it.
+    ///
+    /// [`Error::Locked`] if another writer is at work on it, [`Error::InvalidArgument`] if the
+    /// journal was begun for another dtype or kind, [`Error::VocabularyMismatch`] if for another
+    /// vocabulary, [`Error::Corrupt`] if acknowledged documents have been lost.
+    pub fn resume(prefix: &Prefix, dtype: Dtype, has_modes: bool, notes: Notes) -> Result<Self> {
+        Self::resume_on(Arc::new(Disk), prefix, dtype, has_modes, notes)
+    }
+
+    /// [`Self::resume`] on a given file system.
+    pub fn resume_on(
+        vfs: Arc<dyn Vfs>,
+        prefix: &Prefix,
+        dtype: Dtype,
+        has_modes: bool,
+        notes: Notes,
+    ) -> Result<Self> {
+        let staging = Staging::begin_journaled(Arc::clone(&vfs), prefix)?;
+        let purpose = Purpose {
+            prefix,
             dtype,
             has_modes,
-            lengths: Vec::new(),
-            modes: Vec::new(),
-            document_ends: Vec::new(),
-            num_tokens: 0,
-            tokens_before_document: 0,
+            vocabulary_fingerprint: notes.vocabulary_fingerprint.as_deref(),
+        };
+        let (journal, bin, contents, joined);
+        if let Some(found) = recover(Arc::clone(&vfs), &purpose)? {
+            (journal, contents, joined) = (found.journal, found.contents, found.joined);
+            bin = recover_bin(&staging, found.sums)?;
+        } else {
+            bin = new_bin(&staging)?;
+            journal = Journal::create(vfs, &purpose)?;
+            (contents, joined) = (Contents::new(dtype, has_modes), JoinedNotes::default());
+        }
+        let mut writer = Self::over(staging, bin, contents, joined);
+        writer.journal = Some(journal);
+        writer.notes = notes;
+        Ok(writer)
+    }
+
+    fn over(
+        staging: Staging,
+        bin: AppendFile<BlockSums>,
+        contents: Contents,
+        joined: JoinedNotes,
+    ) -> Self {
+        Self {
+            documents_end: bin.digest().mark(),
+            bin,
+            contents,
             notes: Notes::default(),
-            joined: JoinedNotes::default(),
+            joined,
+            journal: None,
             staging,
-        })
+        }
     }
 
     /// What the sidecar will say of the data beyond its bytes.
@@ -95,12 +134,12 @@ impl DatasetWriter {
 
     /// Number type of the ids.
     pub fn dtype(&self) -> Dtype {
-        self.dtype
+        self.contents.dtype()
     }
 
     /// Whether each sequence carries a mode.
     pub fn has_modes(&self) -> bool {
-        self.has_modes
+        self.contents.has_modes()
     }
 
     /// Where the dataset will be.
@@ -108,13 +147,17 @@ impl DatasetWriter {
         self.staging.prefix()
     }
 
-    /// What has been added so far; documents are those that have ended.
+    /// What has been added so far, by this writer and those that it resumed from; documents are
+    /// those that have ended.
     pub fn written(&self) -> Written {
-        Written {
-            num_documents: self.document_ends.len() as u64,
-            num_sequences: self.lengths.len() as u64,
-            num_tokens: self.num_tokens,
-        }
+        self.contents.written()
+    }
+
+    /// What is acknowledged: the next writer that resumes finds at least this. Nothing without a
+    /// journal.
+    pub fn durable(&self) -> Written {
+        let durable = self.journal.as_ref().map(Journal::durable);
+        durable.unwrap_or_default()
     }
 
     /// Adds one sequence to the open document.
@@ -122,16 +165,17 @@ impl DatasetWriter {
     /// Ids are of the dataset's dtype, or `int64` in range of it; [`Error::TokenOutOfRange`] else.
     pub fn add_sequence(&mut self, tokens: Tokens<'_>, mode: u8) -> Result<()> {
         let length = sequence_length(tokens.len())?;
-        self.check(tokens, &[length], &[1], (mode != 0).then_some(&[mode]))?;
+        self.contents
+            .check(tokens, &[length], &[1], Some(&[mode]))?;
         self.append(tokens)?;
-        self.push_sequences(&[length], Some(&[mode]));
+        self.contents.push_sequences(&[length], Some(&[mode]));
         Ok(())
     }
 
     /// Ends the open document, which may be empty.
     pub fn end_document(&mut self) {
-        self.document_ends.push(self.lengths.len() as u64);
-        self.tokens_before_document = self.num_tokens;
+        self.contents.end_document();
+        self.documents_end = self.bin.digest().mark();
     }
 
     /// Adds documents at once: `tokens` are those of all their sequences back to back, `lengths` the
@@ -144,17 +188,15 @@ impl DatasetWriter {
         sequences_per_document: &[u64],
         modes: Option<&[u8]>,
     ) -> Result<()> {
-        self.check(tokens, lengths, sequences_per_document, modes)?;
+        self.contents
+            .check(tokens, lengths, sequences_per_document, modes)?;
+        if sequences_per_document.is_empty() {
+            return Ok(());
+        }
         self.append(tokens)?;
-        let mut end = self.lengths.len() as u64;
-        self.push_sequences(lengths, modes);
-        for num_sequences in sequences_per_document {
-            end += num_sequences;
-            self.document_ends.push(end);
-        }
-        if !sequences_per_document.is_empty() {
-            self.tokens_before_document = self.num_tokens;
-        }
+        self.contents
+            .push_documents(lengths, sequences_per_document, modes);
+        self.documents_end = self.bin.digest().mark();
         Ok(())
     }
 
@@ -163,53 +205,58 @@ impl DatasetWriter {
     /// [`Error::InvalidArgument`] if its dtype or its having modes differs from this dataset's, and
     /// [`Error::VocabularyMismatch`] if it names another vocabulary than those added before.
     pub fn add_dataset(&mut self, dataset: &IndexedDataset) -> Result<()> {
-        self.require_whole_documents()?;
-        require_alike(dataset, self.dtype, self.has_modes)?;
+        self.contents.require_whole_documents()?;
+        require_alike(dataset, self.dtype(), self.has_modes())?;
+        self.record_if_due()?;
         self.joined.add(dataset)?;
         self.bin
             .push_file(&dataset.prefix().bin(), &dataset.block_sums())?;
-        let sequences_before = self.lengths.len() as u64;
-        self.lengths.extend(dataset.sequence_lengths());
-        if self.has_modes {
-            self.modes
-                .extend_from_slice(dataset.sequence_modes().unwrap_or_default());
-        }
-        let ends = dataset.document_indices().skip(1);
-        self.document_ends
-            .extend(ends.map(|end| end + sequences_before));
-        self.num_tokens += dataset.num_tokens();
-        self.tokens_before_document = self.num_tokens;
+        self.contents.push_dataset(dataset);
+        self.documents_end = self.bin.digest().mark();
         Ok(())
+    }
+
+    /// Acknowledges all documents that have ended, and counts them: they are durable. A writer that
+    /// resumes does so by itself now and then, before it takes more after 64 MiB of ids.
+    ///
+    /// [`Error::InvalidArgument`] without a journal.
+    pub fn flush(&mut self) -> Result<Written> {
+        let Some(journal) = &mut self.journal else {
+            return Err(Error::argument(
+                "only a writer with a journal can make documents durable before it has finished;                  create it with resume=True",
+            ));
+        };
+        if self.contents.whole() == journal.durable() {
+            return Ok(journal.durable());
+        }
+        self.bin.sync()?;
+        let sums = self.bin.digest();
+        journal.record(&self.contents, sums, self.documents_end, &self.joined)
     }
 
     /// [`Error::InvalidArgument`] while sequences belong to no document, which [`Self::finish`]
     /// would refuse too, but only after taking the writer.
     pub fn require_whole_documents(&self) -> Result<()> {
-        if self.document_ends.last().copied().unwrap_or(0) == self.lengths.len() as u64 {
-            return Ok(());
-        }
-        Err(Error::argument(
-            "the last sequences belong to no document yet; call end_document() first",
-        ))
+        self.contents.require_whole_documents()
     }
 
-    /// Makes everything durable and publishes it under the prefix.
+    /// Makes everything durable and publishes it under the prefix. The journal goes.
     pub fn finish(mut self) -> Result<Written> {
         self.require_whole_documents()?;
+        if self.journal.is_some() {
+            // What fails from here on, for want of space perhaps, can be taken up again.
+            self.flush()?;
+        }
         let written = self.written();
+        let header = self.contents.header();
         let sums = self.bin.finish()?;
-        let header = Header {
-            dtype: self.dtype,
-            num_sequences: written.num_sequences,
-            num_document_indices: written.num_documents + 1,
-        };
         let index = write_index(
             self.staging.vfs(),
             &self.staging.prefix().new_idx(),
             &header,
-            || self.lengths.iter().copied(),
-            std::iter::once(0).chain(self.document_ends.iter().copied()),
-            self.modes.iter().copied(),
+            || self.contents.lengths().iter().copied(),
+            std::iter::once(0).chain(self.contents.document_ends().iter().copied()),
+            self.contents.modes().iter().copied(),
         )?;
         self.joined.finish(&mut self.notes);
         write_sidecar(&self.staging, &header, written, &index, sums, self.notes)?;
@@ -217,104 +264,25 @@ impl DatasetWriter {
         Ok(written)
     }
 
-    /// Refuses a whole call if anything in it is wrong.
-    fn check(
-        &self,
-        tokens: Tokens<'_>,
-        lengths: &[u32],
-        sequences_per_document: &[u64],
-        modes: Option<&[u8]>,
-    ) -> Result<()> {
-        let num_sequences = lengths.len() as u64;
-        if let Some(length) = lengths
-            .iter()
-            .find(|&&length| i32::try_from(length).is_err())
-        {
-            return Err(too_long(u64::from(*length)));
-        }
-        let expected: u64 = lengths.iter().map(|&length| u64::from(length)).sum();
-        if tokens.len() as u64 != expected {
-            return Err(Error::argument(format!(
-                "there are {} ids, but the lengths add up to {expected}",
-                tokens.len()
-            )));
-        }
-        let in_documents = sequences_per_document
-            .iter()
-            .try_fold(0_u64, |sum, &n| sum.checked_add(n));
-        if in_documents != Some(num_sequences) {
-            return Err(Error::argument(format!(
-                "there are {num_sequences} sequences, but the documents' counts do not add up to that"
-            )));
-        }
-        if let Some(modes) = modes {
-            if modes.len() as u64 != num_sequences {
-                return Err(Error::argument(format!(
-                    "there are {num_sequences} sequences, but {} modes",
-                    modes.len()
-                )));
-            }
-            if !self.has_modes && modes.iter().any(|&mode| mode != 0) {
-                return Err(Error::argument(
-                    "this dataset has no modes; create it with multimodal=True",
-                ));
-            }
-        }
-        self.check_ids(tokens, lengths, sequences_per_document)
+    /// Gives up, and discards what the journal has acknowledged. Merely dropping a writer keeps that.
+    pub fn discard(self) -> Result<()> {
+        self.staging.discard()
     }
 
-    fn check_ids(
-        &self,
-        tokens: Tokens<'_>,
-        lengths: &[u32],
-        sequences_per_document: &[u64],
-    ) -> Result<()> {
-        if tokens.dtype() == self.dtype {
+    fn record_if_due(&mut self) -> Result<()> {
+        let Some(journal) = &self.journal else {
             return Ok(());
-        }
-        let (Tokens::I64(ids), Some(range)) = (tokens, self.dtype.id_range()) else {
-            return Err(Error::argument(format!(
-                "{} values do not go into a dataset of {}",
-                tokens.dtype().name(),
-                self.dtype.name()
-            )));
         };
-        // Minimum and maximum vectorise, a search with early exit does not.
-        let smallest = ids.iter().copied().min().unwrap_or(0);
-        let largest = ids.iter().copied().max().unwrap_or(0);
-        if range.contains(&smallest) && range.contains(&largest) {
-            return Ok(());
+        let num_tokens = self.contents.whole().num_tokens - journal.durable().num_tokens;
+        if num_tokens * self.dtype().item_bytes() as u64 >= RECORD_BYTES {
+            self.flush()?;
         }
-        let at = ids.iter().position(|id| !range.contains(id)).unwrap_or(0);
-        let (document, position) = self.locate(at as u64, lengths, sequences_per_document);
-        Err(Error::TokenOutOfRange {
-            token: ids.get(at).copied().unwrap_or(0),
-            document,
-            position,
-            dtype: self.dtype.name(),
-        })
-    }
-
-    /// Document, and position in it, of the id at `at` in a call's ids.
-    fn locate(&self, at: u64, lengths: &[u32], sequences_per_document: &[u64]) -> (u64, u64) {
-        let mut document = self.document_ends.len() as u64;
-        let mut lengths = lengths.iter().map(|&length| u64::from(length));
-        let mut first = 0;
-        let mut before = self.num_tokens - self.tokens_before_document;
-        for &num_sequences in sequences_per_document {
-            let num_sequences = usize::try_from(num_sequences).unwrap_or(usize::MAX);
-            let end = first + lengths.by_ref().take(num_sequences).sum::<u64>();
-            if at < end {
-                break;
-            }
-            (first, before) = (end, 0);
-            document += 1;
-        }
-        (document, before + at - first)
+        Ok(())
     }
 
     fn append(&mut self, tokens: Tokens<'_>) -> Result<()> {
-        let dtype = self.dtype;
+        self.record_if_due()?;
+        let dtype = self.dtype();
         if tokens.dtype() == dtype {
             self.bin.push_bytes(tokens.bytes())?;
         } else if let Tokens::I64(ids) = tokens {
@@ -326,80 +294,34 @@ impl DatasetWriter {
                 })?;
             }
         }
-        self.num_tokens += tokens.len() as u64;
         Ok(())
     }
+}
 
-    fn push_sequences(&mut self, lengths: &[u32], modes: Option<&[u8]>) {
-        self.lengths.extend_from_slice(lengths);
-        if self.has_modes {
-            match modes {
-                Some(modes) => self.modes.extend_from_slice(modes),
-                None => self.modes.resize(self.lengths.len(), 0),
-            }
+fn new_bin(staging: &Staging) -> Result<AppendFile<BlockSums>> {
+    let vfs = Arc::clone(staging.vfs());
+    AppendFile::create(vfs, &staging.prefix().new_bin(), BlockSums::default())
+}
+
+/// Opens the ids that a journal vouches for, without what a killed writer had put behind them.
+fn recover_bin(staging: &Staging, sums: BlockSums) -> Result<AppendFile<BlockSums>> {
+    let (vfs, path) = (staging.vfs(), staging.prefix().new_bin());
+    let num_bytes = sums.num_bytes();
+    if !vfs.exists(&path)? {
+        if num_bytes == 0 {
+            return new_bin(staging);
         }
+        return Err(Error::corrupt(
+            &path,
+            format!(
+                "it is not there, but {} acknowledges {num_bytes} bytes in it; bring it back, or                  begin anew without resuming",
+                staging.prefix().journal().display()
+            ),
+        ));
     }
-}
-
-/// Writes the sidecar of a pair whose files are complete and makes it durable.
-pub(super) fn write_sidecar(
-    staging: &Staging,
-    header: &Header,
-    written: Written,
-    index: &WrittenIndex,
-    sums: BlockSums,
-    notes: Notes,
-) -> Result<()> {
-    let facts = PairFacts {
-        dtype: header.dtype,
-        num_sequences: header.num_sequences,
-        num_document_indices: header.num_document_indices,
-        num_tokens: written.num_tokens,
-        bin_bytes: sums.num_bytes(),
-        idx_bytes: index.num_bytes,
-        idx_hash: index.hash,
-    };
-    let vfs = staging.vfs();
-    let mut file = vfs.create(&staging.prefix().new_sidecar())?;
-    vfs.write(&mut file, &Sidecar::new(facts, sums, notes).encode())?;
-    vfs.sync(&file)
-}
-
-/// [`Error::InvalidArgument`] unless a dataset can be appended to one of this dtype and kind.
-pub(super) fn require_alike(dataset: &IndexedDataset, dtype: Dtype, has_modes: bool) -> Result<()> {
-    let path = dataset.prefix().path().display();
-    if dataset.dtype() != dtype {
-        return Err(Error::argument(format!(
-            "{path} holds {}, which cannot be appended to {}",
-            dataset.dtype().name(),
-            dtype.name()
-        )));
-    }
-    if dataset.num_sequences() > 0 && dataset.has_modes() != has_modes {
-        let (theirs, ours) = if has_modes {
-            ("no modes", "a multimodal dataset")
-        } else {
-            ("modes", "a dataset without")
-        };
-        return Err(Error::argument(format!(
-            "{path} has {theirs} and cannot be appended to {ours}"
-        )));
-    }
-    Ok(())
-}
-
-fn too_long(length: u64) -> Error {
-    Error::argument(format!(
-        "a sequence of {length} ids is longer than the format's {}",
-        i32::MAX
-    ))
-}
-
-fn sequence_length(len: usize) -> Result<u32> {
-    match i32::try_from(len) {
-        Ok(length) => Ok(length.unsigned_abs()),
-        Err(_) => Err(too_long(len as u64)),
-    }
+    let file = vfs.reopen(&path, num_bytes)?;
+    vfs.sync(&file)?;
+    Ok(AppendFile::over(Arc::clone(vfs), file, sums))
 }
 
 /// Appends the low bytes of ids that have been found to fit them. With the room made first, this

@@ -5,7 +5,7 @@
 )]
 
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -89,6 +89,26 @@ impl Vfs for Disk {
 
     fn create(&self, path: &Path) -> Result<File> {
         let inner = fs::File::create(path).map_err(|e| Error::io("create", path, e))?;
+        Ok(File {
+            inner,
+            path: path.to_path_buf(),
+        })
+    }
+
+    fn reopen(&self, path: &Path, num_bytes: u64) -> Result<File> {
+        let opened = fs::OpenOptions::new().write(true).open(path);
+        let mut inner = opened.map_err(|e| Error::io("open", path, e))?;
+        let found = inner.metadata();
+        let found = found.map_err(|e| Error::io("inspect", path, e))?.len();
+        if found < num_bytes {
+            return Err(Error::corrupt(
+                path,
+                format!("it has {found} bytes, but {num_bytes} were written to it"),
+            ));
+        }
+        let cut = inner.set_len(num_bytes);
+        cut.and_then(|()| inner.seek(SeekFrom::End(0)))
+            .map_err(|e| Error::io("cut", path, e))?;
         Ok(File {
             inner,
             path: path.to_path_buf(),
@@ -226,6 +246,24 @@ mod tests {
         assert_eq!(&out, b"x0123y");
         let short = Disk.append(&mut target, &mut Disk.open(&a).unwrap(), 11);
         assert!(matches!(short, Err(Error::Corrupt { .. })), "{short:?}");
+    }
+
+    #[test]
+    fn a_reopened_file_goes_on_after_the_bytes_that_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        Disk.write(&mut Disk.create(&path).unwrap(), b"0123456789")
+            .unwrap();
+        let mut file = Disk.reopen(&path, 4).unwrap();
+        Disk.write(&mut file, b"x").unwrap();
+        assert_eq!(file.num_bytes().unwrap(), 5);
+        let mut out = [0; 5];
+        Disk.read_at(&Disk.open(&path).unwrap(), 0, &mut out)
+            .unwrap();
+        assert_eq!(&out, b"0123x");
+        let short = Disk.reopen(&path, 6);
+        assert!(matches!(short, Err(Error::Corrupt { .. })), "{short:?}");
+        assert_eq!(file.num_bytes().unwrap(), 5);
     }
 
     #[test]

@@ -130,6 +130,11 @@ impl Vfs for FaultyDisk {
         }
     }
 
+    fn reopen(&self, path: &Path, num_bytes: u64) -> Result<File> {
+        self.call(path)?;
+        Disk.reopen(path, num_bytes)
+    }
+
     fn read_at(&self, file: &File, offset: u64, out: &mut [u8]) -> Result<()> {
         self.call(file.path())?;
         self.inner.read_at(file, offset, out)

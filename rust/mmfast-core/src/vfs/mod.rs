@@ -23,6 +23,10 @@ pub trait Vfs: Debug + Send + Sync {
     /// Opens a file for writing from its start; an existing one is emptied.
     fn create(&self, path: &Path) -> Result<File>;
 
+    /// Opens an existing file to write on after its first `num_bytes`; what follows them is cut off.
+    /// A shorter file is an error.
+    fn reopen(&self, path: &Path, num_bytes: u64) -> Result<File>;
+
     /// Reads exactly `out.len()` bytes from `offset`; a short file is an error.
     fn read_at(&self, file: &File, offset: u64, out: &mut [u8]) -> Result<()>;
 
@@ -48,7 +52,7 @@ pub trait Vfs: Debug + Send + Sync {
     /// Whether something exists under this path.
     fn exists(&self, path: &Path) -> Result<bool>;
 
-    /// Returns once all renames and removals in the folder of `path` are durable.
+    /// Returns once all creations, renames and removals in the folder of `path` are durable.
     fn sync_folder_of(&self, path: &Path) -> Result<()>;
 
     /// Takes the exclusive advisory lock `path`, created if needed, or fails with

@@ -168,6 +168,15 @@ impl Vfs for RecordingDisk {
         Ok(file)
     }
 
+    fn reopen(&self, path: &Path, num_bytes: u64) -> Result<File> {
+        let file = Disk.reopen(path, num_bytes)?;
+        self.note(Change::Resize {
+            file: self.file_id(&file)?,
+            num_bytes,
+        });
+        Ok(file)
+    }
+
     fn read_at(&self, file: &File, offset: u64, out: &mut [u8]) -> Result<()> {
         Disk.read_at(file, offset, out)
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mmfast_core::indexed::{
-    DatasetWriter, DocumentSource, Dtype, IndexedDataset, Prefix, Tokens, Verify, merge_on,
+    DatasetWriter, DocumentSource, Dtype, IndexedDataset, Notes, Prefix, Tokens, Verify, merge_on,
 };
 use mmfast_core::vfs::{Disk, Vfs};
 use mmfast_core::{Error, Result};
@@ -172,11 +172,105 @@ pub(crate) fn merge_into_a_part(repeat: usize) -> Job {
     }
 }
 
+/// A producer that resumes acknowledges its documents one by one, while an older dataset is there.
+pub(crate) fn journaled(repeat: usize) -> Job {
+    let documents = move || [new(repeat), old(repeat), new(repeat)].concat();
+    let resume =
+        |vfs, at: &Prefix| DatasetWriter::resume_on(vfs, at, Dtype::I32, true, Notes::default());
+    let produce = move |vfs, at: &Prefix, promise: &dyn Fn(u64)| {
+        let mut writer = resume(vfs, at)?;
+        let num_written = writer.written().num_documents;
+        promise(num_written);
+        for ids in documents()
+            .iter()
+            .skip(usize::try_from(num_written).unwrap())
+        {
+            writer.add_sequence(Tokens::I64(ids), 1)?;
+            writer.end_document();
+            promise(writer.flush()?.num_documents);
+        }
+        writer.finish()?;
+        Ok(())
+    };
+    Job {
+        name: "a journaled replacement",
+        prepare: Box::new(move |at| write(Arc::new(Disk), at, &old(repeat)).unwrap()),
+        run: Box::new(produce),
+        check: Box::new(move |vfs, at, promised| {
+            let found = read(vfs, at).map_err(|error| error.to_string())?;
+            if found == documents() {
+                return hold(
+                    !at.journal().exists(),
+                    "there is a journal of what is finished",
+                );
+            }
+            hold(found == old(repeat), "there is a mixture")?;
+            let resumed = resume(Arc::new(Disk), at).map_err(|error| error.to_string())?;
+            let found = resumed.written().num_documents;
+            drop(resumed);
+            hold(found >= promised, "acknowledged documents are lost")?;
+            hold(
+                found <= documents().len() as u64,
+                "there are too many documents",
+            )?;
+            produce(Arc::new(Disk), at, &|_| ()).map_err(|error| error.to_string())?;
+            let found = read(vfs, at).map_err(|error| error.to_string())?;
+            hold(
+                found == documents(),
+                "the documents are others than those written",
+            )
+        }),
+    }
+}
+
+/// The same, but it goes on after one that was killed.
+pub(crate) fn resumed(repeat: usize) -> Job {
+    let whole = journaled(repeat);
+    Job {
+        name: "a resumed replacement",
+        prepare: Box::new(move |at| {
+            write(Arc::new(Disk), at, &old(repeat)).unwrap();
+            let mut writer = DatasetWriter::resume(at, Dtype::I32, true, Notes::default()).unwrap();
+            for ids in new(repeat) {
+                writer.add_sequence(Tokens::I64(&ids), 1).unwrap();
+                writer.end_document();
+                writer.flush().unwrap();
+            }
+            drop(writer);
+            // Pieces of what would have come next.
+            for file in [at.new_bin(), at.journal()] {
+                let num_bytes = Disk.open(&file).unwrap().num_bytes().unwrap();
+                let mut file = Disk.reopen(&file, num_bytes).unwrap();
+                Disk.write(&mut file, &[9; 17]).unwrap();
+            }
+        }),
+        ..whole
+    }
+}
+
+/// One that does not resume begins anew where there is a journal.
+pub(crate) fn replacement_with_journal(repeat: usize) -> Job {
+    let whole = replacement(repeat);
+    Job {
+        name: "a replacement that discards a journal",
+        prepare: resumed(repeat).prepare,
+        check: Box::new(move |vfs, at, promised| {
+            (whole.check)(vfs, at, promised)?;
+            let resumed = DatasetWriter::resume(at, Dtype::I32, true, Notes::default());
+            resumed.map(|_| ()).map_err(|error| error.to_string())
+        }),
+        ..replacement(repeat)
+    }
+}
+
 pub(crate) fn all(repeat: usize) -> Vec<Job> {
     vec![
         first_write(repeat),
         replacement(repeat),
         replacement_without_sidecar(repeat),
         merge_into_a_part(repeat),
+        journaled(repeat),
+        resumed(repeat),
+        replacement_with_journal(repeat),
     ]
 }

@@ -1,0 +1,157 @@
+"""Training batches of 32 rows of 4,096 ids in int64, in shuffled order, one thread.
+
+What each contender delivers:
+
+- mmfast `Loader`: whole documents packed into rows; ids, labels, weights, positions, document and
+  modality ids, `cu_seqlens`. Prefetching is off, so that all work is inside the measured time.
+- mmfast `MegatronOrder`: `GPTDataset`'s samples: ids, labels, loss mask.
+- megatron-core: `GPTDataset` with torch's collate: ids, labels, loss mask, positions.
+- the others: ids alone, of rows that were cut before: no documents, labels or positions. They come as
+  int32 from MosaicML and LitData and are widened; Hugging Face widens by itself.
+- `numpy gather` copies such rows and makes labels of the same ids: the floor.
+"""
+
+import logging
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from mmfast.data import Loader, MegatronOrder, Source
+from mmfast.objectives import NextToken
+from mmfast.vocab import Vocabulary
+
+ROWS, LENGTH = 32, 4_096
+BATCHES_PER_ROUND = 20
+pytestmark = pytest.mark.benchmark(group="32 x 4,096 int64 batches")
+
+
+@pytest.fixture
+def choose() -> "types.FunctionType":
+    """`choose(num_rows)`: the numbers of 32 random rows."""
+    generator = np.random.default_rng(0)
+    return lambda num_rows: generator.integers(0, num_rows, ROWS)
+
+
+@pytest.fixture
+def measure_batches(measure):
+    """`measure_batches(contender, next_batch)` times 20 batches a round."""
+
+    def run(contender: str, next_batch, rounds: int = 7) -> None:
+        def round_of_batches() -> None:
+            for _ in range(BATCHES_PER_ROUND):
+                next_batch()
+
+        measure(contender, round_of_batches, BATCHES_PER_ROUND, "batches", rounds=rounds)
+
+    return run
+
+
+def test_batches_mmfast(measure_batches, dataset_prefix) -> None:
+    loader = Loader(
+        sources=[Source(dataset_prefix)],
+        objective=NextToken(),
+        vocabulary=Vocabulary.build(65_000, roles=("eos", "pad")),
+        bin_tokens=LENGTH,
+        global_batch_bins=ROWS,
+        overlong="truncate",
+        prefetch_batches=0,
+    )
+    batches = iter(loader)
+    measure_batches("mmfast Loader, packed", lambda: next(batches), rounds=21)
+
+
+def test_batches_numpy(measure_batches, rows, choose) -> None:
+    def gather() -> None:
+        chosen = rows[choose(len(rows))].astype(np.int64)
+        labels = np.empty_like(chosen)
+        labels[:, :-1] = chosen[:, 1:]
+        labels[:, -1] = -100
+
+    measure_batches("numpy gather", gather, rounds=15)
+
+
+def test_batches_megatron_order(measure_batches, dataset_prefix, choose) -> None:
+    order = MegatronOrder(dataset_prefix, sequence_length=LENGTH, seed=1)
+
+    def batch() -> None:
+        samples = [order[int(i)] for i in choose(len(order))]
+        for part in zip(*samples, strict=True):
+            torch.from_numpy(np.stack(part))
+
+    measure_batches("mmfast MegatronOrder, stacked", batch)
+
+
+def test_batches_megatron(measure_batches, megatron_dataset, choose) -> None:
+    dataset = gpt_dataset(megatron_dataset)
+
+    def batch() -> None:
+        torch.utils.data.default_collate([dataset[i] for i in choose(len(dataset)).tolist()])
+
+    measure_batches("megatron-core GPTDataset + collate", batch)
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy"])
+def test_batches_datasets(measure_batches, arrow_rows, choose, kind) -> None:
+    dataset = arrow_rows.with_format(kind)
+    batch = dataset[choose(len(dataset))]["ids"]
+    assert batch.shape == (ROWS, LENGTH)
+
+    def next_batch() -> None:
+        batch = dataset[choose(len(dataset))]["ids"]
+        if kind == "numpy":
+            torch.from_numpy(batch.astype(np.int64, copy=False))
+
+    measure_batches(f"datasets ds[indices], {kind}", next_batch)
+
+
+def test_batches_mosaicml(measure_batches, mosaicml_rows, choose) -> None:
+    """`ds[i]`, which is faster than its loader."""
+    streaming = pytest.importorskip("streaming", reason="mosaicml-streaming is not installed")
+    dataset = streaming.StreamingDataset(local=str(mosaicml_rows), batch_size=ROWS)
+
+    def batch() -> None:
+        chosen = [np.frombuffer(dataset[int(i)]["ids"], np.int32) for i in choose(len(dataset))]
+        torch.from_numpy(np.stack(chosen).astype(np.int64))
+
+    measure_batches("mosaicml-streaming ds[i]", batch)
+
+
+def test_batches_litdata(measure_batches, litdata_tokens) -> None:
+    """`TokensLoader` in its own loader, shuffled within and across chunks."""
+    litdata = pytest.importorskip("litdata", reason="litdata is not installed")
+    dataset = litdata.StreamingDataset(
+        str(litdata_tokens), item_loader=litdata.TokensLoader(block_size=LENGTH), shuffle=True
+    )
+    loader = litdata.StreamingDataLoader(dataset, batch_size=ROWS, num_workers=0)
+    batches = iter(loader)
+    assert next(batches).shape == (ROWS, LENGTH)
+    measure_batches("litdata TokensLoader, shuffled", lambda: next(batches).long())
+
+
+def gpt_dataset(low_level):
+    """megatron-core's dataset of all documents, without cache and masks that nobody asked for."""
+    peer = pytest.importorskip(
+        "megatron.core.datasets.gpt_dataset", reason="megatron-core is not installed"
+    )
+    from megatron.core.datasets.utils import Split
+
+    config = peer.GPTDatasetConfig(
+        random_seed=1,
+        sequence_length=LENGTH,
+        split="1,0,0",
+        tokenizer=types.SimpleNamespace(
+            eod=-2, pad=-1, vocab_size=65_000, unique_identifiers={"class": "none"}
+        ),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
+    indices = np.arange(len(low_level), dtype=np.int32)
+    logging.disable(logging.WARNING)  # it warns that the indices are not cached
+    try:
+        return peer.GPTDataset(low_level, None, indices, None, Split.train, config)
+    finally:
+        logging.disable(logging.NOTSET)

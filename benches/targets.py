@@ -1,0 +1,232 @@
+"""What the data plane promises in numbers, and which named peer stands for its group.
+
+Each target reads one value from a results file, by wall clock or by CPU time. `table.py` prints both
+beside the promise; no test asserts on any of them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Clock = Literal["wall", "cpu"]
+
+
+class Results:
+    """Cases of a results file by group and contender."""
+
+    def __init__(self, results: dict) -> None:
+        self.groups: dict[str, dict[str, dict]] = {}
+        for case in results["benchmarks"]:
+            group = self.groups.setdefault(case["group"], {})
+            group[case["extra_info"]["contender"]] = case
+
+    def seconds(self, group: str, contender: str, clock: Clock) -> float:
+        """Median of a round."""
+        case = self.groups[group][contender]
+        if clock == "wall":
+            return case["stats"]["median"]
+        return case["extra_info"]["cpu_seconds"]
+
+    def rate(self, group: str, contender: str, clock: Clock) -> float:
+        """Amount a second, in the case's unit."""
+        amount = self.groups[group][contender]["extra_info"]["amount_per_round"]
+        return amount / self.seconds(group, contender, clock)
+
+    def fact(self, group: str, contender: str, name: str) -> float:
+        """What a case noted besides its time."""
+        return self.groups[group][contender]["extra_info"][name]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One number that is promised.
+
+    Attributes:
+        promise: what of, in the words of the table of promises.
+        unit: format of the value, e.g. `"{:.2f} GB/s"`.
+        value: of a results file; its clock makes no difference where no time is involved.
+        at_least, at_most: the bound; one of them is given.
+    """
+
+    promise: str
+    unit: str
+    value: Callable[[Results, Clock], float]
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def holds(self, value: float) -> bool:
+        """Whether the value keeps the bound."""
+        if self.at_least is not None:
+            return value >= self.at_least
+        return value <= self.at_most
+
+    def bound(self) -> str:
+        """The bound in words."""
+        sign, bound = (">=", self.at_least) if self.at_most is None else ("<=", self.at_most)
+        return f"{sign} {self.unit.format(bound)}"
+
+
+def gigabytes(group: str, contender: str) -> Callable[[Results, Clock], float]:
+    return lambda results, clock: results.rate(group, contender, clock) / 1e9
+
+
+def milliseconds(group: str, contender: str) -> Callable[[Results, Clock], float]:
+    return lambda results, clock: 1e3 * results.seconds(group, contender, clock)
+
+
+def times(group: str, contender: str, peer: str) -> Callable[[Results, Clock], float]:
+    """How many times the peer's rate."""
+
+    def ratio(results: Results, clock: Clock) -> float:
+        return results.rate(group, contender, clock) / results.rate(group, peer, clock)
+
+    return ratio
+
+
+def fact(
+    group: str, contender: str, name: str, scale: float = 1.0
+) -> Callable[[Results, Clock], float]:
+    return lambda results, _: scale * results.fact(group, contender, name)
+
+
+def more(group: str, contender: str, peer: str, name: str) -> Callable[[Results, Clock], float]:
+    """By how much a noted number is above the peer's."""
+    return lambda results, _: results.fact(group, contender, name) - results.fact(group, peer, name)
+
+
+WRITE = "write, batch call"
+PER_DOCUMENT = "write, a call a document"
+MERGE = "merge, 8 parts of 55 MB"
+MERGE_MANY = "merge, 200 shards of 10,000 documents"
+OPEN = "open, 5 M documents"
+READ = "read, random documents"
+BATCHES = "32 x 4,096 int64 batches"
+PACK = "pack 2 M lengths, {}"
+PACK_SMALL = "pack 20,000 lengths, lognormal"
+PACK_WINDOW = "pack a window of 65,536 lengths, lognormal"
+CORPORA = ("lognormal", "half a row", "captioned images")
+
+# The contender of each group that the others are compared with.
+PEER_OF_GROUP = {
+    WRITE: "megatron-core add_document, tensors",
+    PER_DOCUMENT: "megatron-core add_document, tensors",
+    MERGE: "megatron-core add_index",
+    MERGE_MANY: "megatron-core add_index, finalized (no fsync)",
+    OPEN: "megatron-core",
+    READ: "megatron-core ds[i], in place",
+    BATCHES: "megatron-core GPTDataset + collate",
+    PACK_SMALL: "trl algorithm, all at once",
+    **{PACK.format(corpus): "trl algorithm, all at once" for corpus in CORPORA},
+}
+
+TARGETS = (
+    Target(
+        "batch write incl. CRC, to page cache",
+        "{:.2f} GB/s",
+        gigabytes(WRITE, "mmfast add_documents"),
+        at_least=4,
+    ),
+    Target(
+        "batch write, of numpy tofile",
+        "{:.2f} times",
+        times(WRITE, "mmfast add_documents", "numpy tofile"),
+        at_least=0.6,
+    ),
+    Target(
+        "batch write, of megatron-core add_document (tensors, as its signature says)",
+        "{:.2f} times",
+        times(WRITE, "mmfast add_documents", "megatron-core add_document, tensors"),
+        at_least=6,
+    ),
+    Target(
+        "batch write, of megatron-core add_document (arrays, which it takes too)",
+        "{:.2f} times",
+        times(WRITE, "mmfast add_documents", "megatron-core add_document, arrays"),
+        at_least=6,
+    ),
+    Target(
+        "per-document API, of megatron-core add_document, both tensors",
+        "{:.2f} times",
+        times(PER_DOCUMENT, "mmfast add_document, tensors", "megatron-core add_document, tensors"),
+        at_least=4,
+    ),
+    Target(
+        "per-document API, of megatron-core add_document, both arrays",
+        "{:.2f} times",
+        times(PER_DOCUMENT, "mmfast add_document, arrays", "megatron-core add_document, arrays"),
+        at_least=4,
+    ),
+    Target("merge", "{:.2f} GB/s", gigabytes(MERGE, "mmfast add_index"), at_least=2),
+    Target(
+        "merge, memory a shard",
+        "{:.3f} MB",
+        fact(MERGE_MANY, "mmfast merge_datasets, published (fsync)", "kib_per_shard", 1_024 / 1e6),
+        at_most=1,
+    ),
+    Target(
+        "open 5 M documents, sizes checked",
+        "{:.2f} ms",
+        milliseconds(OPEN, 'mmfast verify="none"'),
+        at_most=5,
+    ),
+    Target(
+        "open 5 M documents, index checked",
+        "{:.1f} ms",
+        milliseconds(OPEN, 'mmfast verify="index"'),
+        at_most=50,
+    ),
+    Target(
+        "shuffled documents, batched call, of megatron-core ds[i]",
+        "{:.2f} times",
+        times(READ, "mmfast read, batched by 32", "megatron-core ds[i], in place"),
+        at_least=3,
+    ),
+    Target(
+        "batches, of megatron-core GPTDataset + collate",
+        "{:.2f} times",
+        times(BATCHES, "mmfast Loader, packed", "megatron-core GPTDataset + collate"),
+        at_least=8,
+    ),
+    Target(
+        "batches, of datasets' fixed rows, torch format",
+        "{:.2f} times",
+        times(BATCHES, "mmfast Loader, packed", "datasets ds[indices], torch"),
+        at_least=1.4,
+    ),
+    Target(
+        "batches, of datasets' fixed rows, numpy format",
+        "{:.2f} times",
+        times(BATCHES, "mmfast Loader, packed", "datasets ds[indices], numpy"),
+        at_least=1.4,
+    ),
+    *(
+        Target(
+            f"pack 2 M lengths, {corpus}",
+            "{:.1f} ms",
+            milliseconds(PACK.format(corpus), "mmfast pack"),
+            at_most=60,
+        )
+        for corpus in CORPORA
+    ),
+    *(
+        Target(
+            f"rows for 2 M lengths, {corpus}, more than trl's algorithm all at once",
+            "{:.0f} rows",
+            more(PACK.format(corpus), "mmfast pack", "trl algorithm, all at once", "rows"),
+            at_most=0,
+        )
+        for corpus in CORPORA
+    ),
+    Target(
+        "pack a window of 65,536 lengths",
+        "{:.2f} ms",
+        milliseconds(PACK_WINDOW, "mmfast pack, a window"),
+        at_most=1,
+    ),
+    Target(
+        "fill lost by packing in windows",
+        "{:.4f} %",
+        fact(PACK_WINDOW, "mmfast pack, a window", "fill_lost_percent"),
+        at_most=0.01,
+    ),
+)

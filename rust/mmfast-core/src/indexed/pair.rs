@@ -1,0 +1,110 @@
+//! What makes the ids in a `.bin` a dataset: the `.idx` and the sidecar beside it, written once the
+//! ids are complete.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use xxhash_rust::xxh3::Xxh3;
+
+use super::append::{AppendFile, Digest};
+use super::blocks::BlockSums;
+use super::contents::Written;
+use super::header::Header;
+use super::publish::Staging;
+use super::sidecar::{Notes, PairFacts, Sidecar};
+use crate::error::Result;
+use crate::vfs::Vfs;
+
+/// Entries of an index that are digested at once.
+const CHUNK_ITEMS: usize = 1 << 14;
+
+/// What [`write_index`] wrote.
+pub(super) struct WrittenIndex {
+    num_bytes: u64,
+    /// XXH3-128 of the file.
+    hash: u128,
+}
+
+/// Writes a complete `.idx` and makes it durable. Pointers are derived from the lengths, so no array
+/// is ever held in memory here.
+///
+/// `document_indices` is the whole array: 0 first, the number of sequences last.
+pub(super) fn write_index<L: Iterator<Item = u32>>(
+    vfs: &Arc<dyn Vfs>,
+    path: &Path,
+    header: &Header,
+    lengths: impl Fn() -> L,
+    document_indices: impl Iterator<Item = u64>,
+    modes: impl Iterator<Item = u8>,
+) -> Result<WrittenIndex> {
+    let digest = SizeAndHash::default();
+    let mut file = AppendFile::create(Arc::clone(vfs), path, digest)?;
+    let item_bytes = header.dtype.item_bytes() as u64;
+    file.push(|buffer| buffer.extend(header.encode()))?;
+    push_items(&mut file, lengths().map(u32::to_le_bytes))?;
+    let pointers = lengths().scan(0_u64, |end, length| {
+        let pointer = *end;
+        *end += u64::from(length) * item_bytes;
+        Some(pointer)
+    });
+    push_items(&mut file, pointers.map(u64::to_le_bytes))?;
+    push_items(&mut file, document_indices.map(u64::to_le_bytes))?;
+    push_items(&mut file, modes.map(|mode| [mode]))?;
+    let SizeAndHash { num_bytes, hash } = file.finish()?;
+    Ok(WrittenIndex {
+        num_bytes,
+        hash: hash.digest128(),
+    })
+}
+
+/// Writes the sidecar of a pair whose files are complete and makes it durable.
+pub(super) fn write_sidecar(
+    staging: &Staging,
+    header: &Header,
+    written: Written,
+    index: &WrittenIndex,
+    sums: BlockSums,
+    notes: Notes,
+) -> Result<()> {
+    let facts = PairFacts {
+        dtype: header.dtype,
+        num_sequences: header.num_sequences,
+        num_document_indices: header.num_document_indices,
+        num_tokens: written.num_tokens,
+        bin_bytes: sums.num_bytes(),
+        idx_bytes: index.num_bytes,
+        idx_hash: index.hash,
+    };
+    let vfs = staging.vfs();
+    let mut file = vfs.create(&staging.prefix().new_sidecar())?;
+    vfs.write(&mut file, &Sidecar::new(facts, sums, notes).encode())?;
+    vfs.sync(&file)
+}
+
+fn push_items<D: Digest, const N: usize>(
+    file: &mut AppendFile<D>,
+    items: impl Iterator<Item = [u8; N]>,
+) -> Result<()> {
+    let mut items = items.peekable();
+    while items.peek().is_some() {
+        file.push(|buffer| {
+            for item in items.by_ref().take(CHUNK_ITEMS) {
+                buffer.extend_from_slice(&item);
+            }
+        })?;
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+struct SizeAndHash {
+    num_bytes: u64,
+    hash: Xxh3,
+}
+
+impl Digest for SizeAndHash {
+    fn update(&mut self, bytes: &[u8]) {
+        self.num_bytes += bytes.len() as u64;
+        self.hash.update(bytes);
+    }
+}

@@ -1,0 +1,202 @@
+//! Writers of indexed datasets for Python: one that takes documents, and merge.
+
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use mmfast_core::indexed::{
+    self, DatasetWriter as CoreWriter, Dtype, IndexedDataset, Notes, Prefix, Tokens, Written,
+};
+use mmfast_core::{Error, Result};
+use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1, PyUntypedArray, PyUntypedArrayMethods};
+use pyo3::prelude::*;
+
+use crate::error::to_py;
+use crate::gil::run_detached;
+
+/// Documents, sequences and ids.
+type Counts = (u64, u64, u64);
+
+/// A dataset in the making.
+#[pyclass(frozen, module = "mmfast._mmfast")]
+pub(crate) struct DatasetWriter {
+    /// `None` once finished or aborted. Locked only while the GIL is released.
+    writer: Mutex<Option<CoreWriter>>,
+}
+
+impl DatasetWriter {
+    /// Runs `work` on the open writer without the GIL.
+    fn with_writer<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut CoreWriter) -> Result<T> + Send,
+    ) -> PyResult<T> {
+        run_detached(py, || {
+            let mut guard = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            work(guard.as_mut().ok_or_else(closed)?)
+        })
+    }
+
+    fn take(&self) -> Option<CoreWriter> {
+        let mut guard = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        guard.take()
+    }
+}
+
+#[pymethods]
+impl DatasetWriter {
+    #[new]
+    #[pyo3(signature = (prefix, dtype, multimodal, *, resume=false, vocabulary_fingerprint=None, provenance=None))]
+    fn new(
+        py: Python<'_>,
+        prefix: PathBuf,
+        dtype: &str,
+        multimodal: bool,
+        resume: bool,
+        vocabulary_fingerprint: Option<String>,
+        provenance: Option<&str>,
+    ) -> PyResult<Self> {
+        let writer = run_detached(py, || {
+            let notes = Notes::new(vocabulary_fingerprint, provenance)?;
+            let dtype = Dtype::from_name(dtype)?;
+            let prefix = Prefix::new(prefix)?;
+            if resume {
+                return CoreWriter::resume(&prefix, dtype, multimodal, notes);
+            }
+            let mut writer = CoreWriter::create(&prefix, dtype, multimodal)?;
+            writer.set_notes(notes);
+            Ok(writer)
+        })?;
+        Ok(Self {
+            writer: Mutex::new(Some(writer)),
+        })
+    }
+
+    fn add_sequence(&self, py: Python<'_>, ids: &Bound<'_, PyAny>, mode: u8) -> PyResult<()> {
+        with_tokens(ids, |tokens| {
+            self.with_writer(py, |writer| writer.add_sequence(tokens, mode))
+        })
+    }
+
+    fn end_document(&self, py: Python<'_>) -> PyResult<()> {
+        self.with_writer(py, |writer| {
+            writer.end_document();
+            Ok(())
+        })
+    }
+
+    fn add_documents(
+        &self,
+        py: Python<'_>,
+        ids: &Bound<'_, PyAny>,
+        lengths: &Bound<'_, PyArray1<i64>>,
+        sequences_per_document: &Bound<'_, PyArray1<i64>>,
+        modes: Option<&Bound<'_, PyArray1<u8>>>,
+    ) -> PyResult<()> {
+        let lengths = lengths.try_readonly()?;
+        let counts = sequences_per_document.try_readonly()?;
+        let modes = modes.map(PyArrayMethods::try_readonly).transpose()?;
+        let (lengths, counts) = (lengths.as_slice()?, counts.as_slice()?);
+        let modes = modes.as_ref().map(|modes| modes.as_slice()).transpose()?;
+        with_tokens(ids, |tokens| {
+            self.with_writer(py, |writer| {
+                let lengths = each_fits(lengths, "sequence length")?;
+                let counts = each_fits(counts, "number of sequences in a document")?;
+                writer.add_documents(tokens, &lengths, &counts, modes)
+            })
+        })
+    }
+
+    fn add_dataset(&self, py: Python<'_>, prefix: PathBuf) -> PyResult<()> {
+        self.with_writer(py, |writer| {
+            writer.add_dataset(&IndexedDataset::open(&Prefix::new(prefix)?)?)
+        })
+    }
+
+    fn flush(&self, py: Python<'_>) -> PyResult<Counts> {
+        Ok(counts_of(self.with_writer(py, CoreWriter::flush)?))
+    }
+
+    fn finish(&self, py: Python<'_>) -> PyResult<Counts> {
+        // A writer that cannot be finished yet stays open.
+        self.with_writer(py, |writer| writer.require_whole_documents())?;
+        let written = run_detached(py, || self.take().ok_or_else(closed)?.finish())?;
+        Ok(counts_of(written))
+    }
+
+    fn abort(&self, py: Python<'_>) -> PyResult<()> {
+        run_detached(py, || {
+            drop(self.take());
+            Ok(())
+        })
+    }
+
+    fn discard(&self, py: Python<'_>) -> PyResult<()> {
+        run_detached(py, || self.take().map_or(Ok(()), CoreWriter::discard))
+    }
+
+    fn durable(&self, py: Python<'_>) -> PyResult<Counts> {
+        let durable = self.with_writer(py, |writer| Ok(writer.durable()))?;
+        Ok(counts_of(durable))
+    }
+
+    fn counts(&self, py: Python<'_>) -> PyResult<Counts> {
+        let written = self.with_writer(py, |writer| Ok(writer.written()))?;
+        Ok(counts_of(written))
+    }
+}
+
+/// Merges datasets in the given order; returns documents, sequences and ids written.
+#[pyfunction]
+pub(crate) fn merge_datasets(
+    py: Python<'_>,
+    output: PathBuf,
+    prefixes: Vec<PathBuf>,
+) -> PyResult<Counts> {
+    let written = run_detached(py, || {
+        let output = Prefix::new(output)?;
+        let parts = prefixes.into_iter().map(Prefix::new);
+        indexed::merge(&output, &parts.collect::<Result<Vec<_>>>()?)
+    })?;
+    Ok(counts_of(written))
+}
+
+fn counts_of(written: Written) -> Counts {
+    (
+        written.num_documents,
+        written.num_sequences,
+        written.num_tokens,
+    )
+}
+
+fn closed() -> Error {
+    Error::InvalidArgument("the dataset is already finished or aborted".into())
+}
+
+/// Runs `work` on the ids of a one-dimensional, contiguous array of any dtype of the format.
+fn with_tokens<R>(
+    array: &Bound<'_, PyAny>,
+    work: impl FnOnce(Tokens<'_>) -> PyResult<R>,
+) -> PyResult<R> {
+    macro_rules! try_dtypes {
+        ($($variant:ident),*) => {
+            $(if let Ok(array) = array.extract::<PyReadonlyArray1<'_, _>>() {
+                return work(Tokens::$variant(array.as_slice()?));
+            })*
+        };
+    }
+    try_dtypes!(I32, I64, U16, U8, I8, I16, F32, F64);
+    let dtype = array.cast::<PyUntypedArray>()?.dtype();
+    Err(to_py(Error::InvalidArgument(format!(
+        "an array of {dtype} in one dimension is expected to hold int8, int16, int32, int64, \
+         uint8, uint16, float32 or float64"
+    ))))
+}
+
+/// Counts from Python as unsigned numbers.
+fn each_fits<T: TryFrom<i64>>(values: &[i64], what: &str) -> Result<Vec<T>> {
+    let fits = |&value: &i64| {
+        T::try_from(value)
+            .map_err(|_unfit| Error::InvalidArgument(format!("{value} cannot be a {what}")))
+    };
+    values.iter().map(fits).collect()
+}
