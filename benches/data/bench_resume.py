@@ -18,8 +18,11 @@ from mmfast.objectives import NextToken
 from mmfast.vocab import Vocabulary
 
 ROWS, LENGTH = 32, 4_096
-# About 17,500 rows a window.
-PLACES = [(7 * window % 97, 1_301 * window % 16_000) for window in range(1, 40)]
+# Window and row to go to: about 17,500 rows a window where documents are packed, else one.
+PLACES = {
+    "best_fit": [(7 * number % 97, 1_301 * number % 16_000) for number in range(1, 40)],
+    "none": [(1_301 * number, 0) for number in range(1, 40)],
+}
 pytestmark = pytest.mark.benchmark(group="resume, to the first batch of 32 x 4,096")
 
 
@@ -46,7 +49,7 @@ def new_loader(prefix, vocabulary: Vocabulary, **options) -> Loader:
 def test_resume_mmfast(measure, dataset_prefix, vocabulary, packing, kind) -> None:
     loader = new_loader(dataset_prefix, vocabulary, packing=packing)
     start = loader.state_dict()
-    places = iter(PLACES)
+    places = iter(PLACES[packing])
 
     def resume() -> None:
         window, row = next(places)
@@ -60,23 +63,23 @@ def test_resume_mmfast(measure, dataset_prefix, vocabulary, packing, kind) -> No
     measure(f"mmfast Loader, {words}, {kind}", resume, 1, "resumes", rounds=15, warmup_rounds=2)
 
 
-@pytest.mark.parametrize("is_cached", [True, False], ids=["cached", "uncached"])
-def test_resume_megatron(measure, dataset_prefix, tmp_path, is_cached) -> None:
+@pytest.mark.parametrize("indices", ["cached", "built"])
+def test_resume_megatron(measure, gpt_dataset, dataset_prefix, tmp_path, indices) -> None:
     peer = pytest.importorskip(
         "megatron.core.datasets.indexed_dataset", reason="megatron-core is not installed"
     )
-    cache = str(tmp_path) if is_cached else None
-    num_rows = len(gpt_dataset(peer.IndexedDataset(str(dataset_prefix)), cache))
-    places = iter(1_301 * np.arange(1, 40) % (num_rows - ROWS))
+    num_rows = len(gpt_dataset(peer.IndexedDataset(str(dataset_prefix)), tmp_path / "cache"))
+    numbers = count(1)
 
     def resume() -> None:
-        dataset = gpt_dataset(peer.IndexedDataset(str(dataset_prefix)), cache)
-        consumed = int(next(places))
+        number = next(numbers)
+        folder = tmp_path / ("cache" if indices == "cached" else f"cache-{number}")
+        dataset = gpt_dataset(peer.IndexedDataset(str(dataset_prefix)), folder)
+        consumed = 1_301 * number % (num_rows - ROWS)
         samples = [dataset[i] for i in range(consumed, consumed + ROWS)]
         torch.utils.data.default_collate(samples)
 
-    words = "indices cached" if is_cached else "no cache"
-    measure(f"megatron-core GPTDataset, {words}, new", resume, 1, "resumes", rounds=9)
+    measure(f"megatron-core GPTDataset, indices {indices}, new", resume, 1, "resumes", rounds=9)
 
 
 def test_resume_mosaicml(measure, mosaicml_rows) -> None:
