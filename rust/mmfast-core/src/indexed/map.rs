@@ -1,13 +1,20 @@
 //! Files mapped into memory: the only place of the core with `unsafe`.
 
+use std::ops::Range;
+
 use memmap2::Mmap;
 
 use super::header::Dtype;
 use crate::error::{Error, Result};
+use crate::lanes::widen;
 use crate::vfs::File;
 
 #[cfg(target_endian = "big")]
 compile_error!("the files are little-endian and are mapped as they are");
+
+/// Bytes that a processor loads at once.
+#[cfg(target_arch = "x86_64")]
+const LINE_BYTES: usize = 64;
 
 /// A whole file, mapped read-only. Unmapped when dropped, so whoever hands out views holds an `Arc`.
 ///
@@ -45,6 +52,26 @@ impl Map {
         Self {
             map: Some(map.make_read_only().unwrap()),
         }
+    }
+
+    /// Asks the processor to bring bytes that are read soon into its caches.
+    pub(super) fn prefetch(&self, range: Range<usize>) {
+        #[cfg(target_arch = "x86_64")]
+        for line in self
+            .bytes()
+            .get(range)
+            .unwrap_or_default()
+            .chunks(LINE_BYTES)
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            #[expect(unsafe_code, reason = "there is no safe way to say it")]
+            // SAFETY: a prefetch changes nothing that a program can see, whatever the address.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = range;
     }
 
     /// The file's content.
@@ -140,12 +167,6 @@ impl<'a> Tokens<'a> {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-}
-
-fn widen<T: Copy + Into<i64>>(ids: &[T], out: &mut [i64]) {
-    for (wide, id) in out.iter_mut().zip(ids) {
-        *wide = (*id).into();
     }
 }
 

@@ -359,6 +359,21 @@ impl DocumentSource for IndexedDataset {
         })
     }
 
+    fn will_read(&self, sequences: Range<u64>, skip: u64, num_ids: usize) {
+        let Ok(first) = self.index.byte_range(sequences.start) else {
+            return;
+        };
+        let item_bytes = self.dtype().item_bytes();
+        let start = usize::try_from(
+            first
+                .start
+                .saturating_add(skip.saturating_mul(item_bytes as u64)),
+        );
+        let start = start.unwrap_or(usize::MAX);
+        let end = start.saturating_add(num_ids.saturating_mul(item_bytes));
+        self.bin.prefetch(start..end);
+    }
+
     /// Hash of the whole index and of 64 blocks of 4 KiB of `.bin` (all of it when it is small).
     fn fingerprint(&self) -> u64 {
         *self.fingerprint.get_or_init(|| self.compute_fingerprint())
