@@ -74,10 +74,13 @@ class BatchLoader:
         prefixes: Sequence[str | PathLike[str]],
         weights: Sequence[float],
         max_epochs: Sequence[int | None],
+        groups: Sequence[npt.NDArray[np.uint64] | int | None],
         objective: Objective,
         *,
         seed: int,
         window_documents: int,
+        packing: str,
+        cut_at: str,
         bin_tokens: int,
         max_document_tokens: int | None,
         global_batch_bins: int,
@@ -89,6 +92,10 @@ class BatchLoader:
         prefetch_batches: int,
     ) -> BatchLoader: ...
     def next_batch(self, /) -> dict[str, Any] | None: ...
+    def next_into(self, /, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, Any] | None: ...
+    def num_wanted(self, /) -> int: ...
+    def lend(self, /, owner: Any, arrays: dict[str, npt.NDArray[Any]]) -> None: ...
+    def take_turns(self, /, turn: int, num_turns: int) -> None: ...
     def state(self, /) -> tuple[int, int, int, int, str]: ...
     def load_state(
         self, /, version: int, seed: int, window: int, bin_index: int, fingerprint: str
@@ -203,7 +210,7 @@ def megatron_indices(
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.uint32], int, bool]: ...
 def pack_lengths(
     lengths: npt.NDArray[np.uint32], capacity: int
-) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]: ...
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]: ...
 def draw_rows(
     conditions: Sequence[npt.NDArray[Any]],
     base: npt.NDArray[Any] | None,

@@ -12,15 +12,19 @@ import torch
 
 IGNORED_LABEL = -100
 
-TENSOR_FIELDS = (
-    "input_ids",
-    "labels",
-    "position_ids",
-    "document_ids",
-    "modality_ids",
-    "loss_weights",
-    "cu_seqlens",
-)
+ROW_DTYPES = {
+    "input_ids": torch.int64,
+    "labels": torch.int64,
+    "position_ids": torch.int32,
+    "document_ids": torch.int32,
+    "modality_ids": torch.uint8,
+    "loss_weights": torch.float32,
+}
+"""The tensors of shape [B, L]."""
+
+TENSOR_FIELDS = (*ROW_DTYPES, "cu_seqlens")
+FACTS = ("max_seqlen", "weight_sum", "num_tokens", "num_documents", "counts")
+STATE_KEYS = ("version", "seed", "window", "bin", "fingerprint")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,6 +45,9 @@ class Batch:
         weight_sum: sum of `loss_weights`.
         num_tokens: tokens that are not padding.
         num_documents: documents; each piece of a split one counts.
+        state: the loader's `state_dict()` right after this batch, whoever made it: what a checkpoint keeps.
+        counts: what became of the documents of the windows begun so far, by name: `documents truncated
+            split dropped empty overlong_groups`.
     """
 
     input_ids: torch.Tensor
@@ -54,18 +61,28 @@ class Batch:
     weight_sum: float
     num_tokens: int
     num_documents: int
+    state: dict[str, int | str] = dataclasses.field(default_factory=dict)
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def from_arrays(cls, fields: Mapping[str, Any]) -> "Batch":
-        """Wraps the native loader's arrays without a copy."""
-        tensors = {name: torch.from_numpy(fields[name]) for name in TENSOR_FIELDS}
+    def from_native(
+        cls, fields: Mapping[str, Any], rows: Mapping[str, torch.Tensor] | None = None
+    ) -> "Batch":
+        """Wraps what the native loader gave, without a copy; `rows` are the tensors that it filled."""
+        tensors: dict[str, Any] = dict(rows or {})
+        if rows is None:
+            tensors = {name: torch.from_numpy(fields[name]) for name in ROW_DTYPES}
         return cls(
             **tensors,
-            max_seqlen=fields["max_seqlen"],
-            weight_sum=fields["weight_sum"],
-            num_tokens=fields["num_tokens"],
-            num_documents=fields["num_documents"],
+            cu_seqlens=torch.from_numpy(fields["cu_seqlens"]),
+            state=dict(zip(STATE_KEYS, fields["state"], strict=True)),
+            **{name: fields[name] for name in FACTS},
         )
+
+    @property
+    def rows(self) -> dict[str, torch.Tensor]:
+        """The tensors of shape [B, L] by name."""
+        return {name: getattr(self, name) for name in ROW_DTYPES}
 
     @property
     def num_rows(self) -> int:

@@ -6,18 +6,22 @@ and can be loaded with another number of ranks or another batch size.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from mmfast import _mmfast
-from mmfast.data.batch import Batch
+from mmfast.data.batch import ROW_DTYPES, STATE_KEYS, Batch
 from mmfast.errors import StateMismatchError, UsageError
 from mmfast.vocab import FILE_NAME, Vocabulary
 
-STATE_KEYS = ("version", "seed", "window", "bin", "fingerprint")
+Allocate = Callable[[tuple[int, int], torch.dtype], torch.Tensor]
 
 
 class ObjectiveConfig(Protocol):
@@ -36,11 +40,18 @@ class Source:
         weight: its part of the stream's documents, in proportion to the other weights.
         max_epochs: how often it may be gone through; the stream ends where a source has no more. None
             for no limit.
+        groups: documents that must share a row, as runs of consecutive ones (a query and the documents
+            retrieved for it): so many each, or the first document of each group followed by the number of
+            documents, `[G + 1]`. A group is shuffled, counted and packed as one document would be; its
+            documents keep their order, and stay documents of their own. `bin_tokens` limits it as
+            `overlong` says: `truncate` keeps the documents in front that fit, `split` parts it between
+            documents, `drop` leaves all of it out.
     """
 
     prefix: Path | str
     weight: float = 1.0
     max_epochs: int | None = None
+    groups: int | npt.ArrayLike | None = None
 
 
 class Loader(IterableDataset[Batch]):
@@ -50,9 +61,10 @@ class Loader(IterableDataset[Batch]):
     into rows of `bin_tokens`, and the rows are shuffled. A document is never cut unless `overlong` says so,
     and an image never. Each epoch of a source gives each of its documents once.
 
-    It is also an `IterableDataset`: `DataLoader(loader, batch_size=None)` works, in this process. Worker
-    processes are refused: batches are made in native threads anyway, and a worker's position in the stream
-    would never come back to `state_dict()`.
+    It is also an `IterableDataset`: `DataLoader(loader, batch_size=None, num_workers=N)` gives the same
+    batches in the same order for any N, although N = 0 is fastest: batches are made in native threads, and
+    workers have to copy them between processes. Workers begin where this process's loader stands, and
+    what they read does not move it; so keep the `state` of the last batch, not `state_dict()`.
 
     Args:
         sources: datasets, as `Source` or prefix.
@@ -66,17 +78,27 @@ class Loader(IterableDataset[Batch]):
             some of them empty when that does not divide.
         seed: of the order and of all random choices, 0 to 2^64 - 1.
         window_documents: documents that are packed together. More pack better and take longer to plan.
+        packing: how documents share rows. `best_fit`: whole ones, in as few rows as possible. `concat`: one
+            after the other, cut where a row ends; a row ends early before an image that does not fit it,
+            and `overlong` is asked only where no row holds an image. `none`: one document, or group, a
+            row; nothing is planned ahead, so a state is restored at once.
+        cut_at: where documents may be cut, if at all: `ids`, between any two of a text segment; `segments`,
+            between segments only. Images and videos are never cut.
         overlong: what happens to a document longer than a row or `max_document_tokens`: `error`; `truncate` keeps the longest
-            prefix that ends inside no image or video; `split` makes several documents, cut by the same
+            prefix that ends where a cut is allowed; `split` makes several documents, cut by the same
             rule; `drop` leaves it out. `counts` says how often.
         rank: this process among `world_size`.
         world_size: number of processes.
-        prefetch_batches: batches made ahead; no part of any state.
+        prefetch_batches: batches made ahead in native threads; no part of any state. 0 makes each batch in
+            the calling thread, when it is asked for.
+        pin_memory: fill batches in page-locked memory, from which `batch.to(device, non_blocking=True)`
+            does not wait. It is torch's own, which does not hand it out again before such copies are done.
+        allocate: makes the tensors that batches are filled in, called with shape and dtype for each of the
+            six of a batch; by default they are ours and used again when nobody holds them.
 
     Attributes:
-        num_documents: documents of the whole stream, None if it is endless.
-        counts: what became of the documents of the windows begun so far, by name: `documents truncated
-            split dropped empty`.
+        num_documents: documents of the whole stream, a group counted as one; None if it is endless.
+        counts: the `counts` of the last batch.
         vocabulary: the vocabulary in use, or None.
 
     Raises:
@@ -101,12 +123,19 @@ class Loader(IterableDataset[Batch]):
         global_batch_bins: int = 8,
         seed: int = 0,
         window_documents: int = 65_536,
+        packing: Literal["best_fit", "concat", "none"] = "best_fit",
+        cut_at: Literal["ids", "segments"] = "ids",
         overlong: Literal["error", "truncate", "split", "drop"] = "error",
         rank: int = 0,
         world_size: int = 1,
         prefetch_batches: int = 2,
+        pin_memory: bool = False,
+        allocate: Allocate | None = None,
     ) -> None:
         super().__init__()
+        settings = {name: value for name, value in locals().items() if name in _ARGUMENTS}
+        #: What makes this loader anew in another process.
+        self._settings: dict[str, Any] = settings
         entries = [s if isinstance(s, Source) else Source(s) for s in sources]
         if not entries:
             raise ValueError("a loader needs at least one source")
@@ -125,9 +154,12 @@ class Loader(IterableDataset[Batch]):
             prefixes,
             [entry.weight for entry in entries],
             [entry.max_epochs for entry in entries],
+            [_groups(entry.groups) for entry in entries],
             objective.native(self.vocabulary),
             seed=seed,
             window_documents=window_documents,
+            packing=packing,
+            cut_at=cut_at,
             bin_tokens=bin_tokens,
             max_document_tokens=max_document_tokens,
             global_batch_bins=global_batch_bins,
@@ -141,21 +173,59 @@ class Loader(IterableDataset[Batch]):
         dry = self._native.dry_point
         self.num_documents: int | None = None if dry is None else dry[0]
         self.counts: dict[str, int] = dict.fromkeys(
-            ("documents", "truncated", "split", "dropped", "empty"), 0
+            ("documents", "truncated", "split", "dropped", "empty", "overlong_groups"), 0
         )
+        self._allocate = _allocate_pinned if pin_memory and allocate is None else allocate
+        if pin_memory and not torch.cuda.is_available():
+            raise UsageError("pin_memory=True needs a CUDA device, and torch finds none here")
+        self._shape = (-(-global_batch_bins // world_size), bin_tokens)
+        #: In a `DataLoader` worker: the state in which this loader came into it.
+        self._worker_start: dict[str, int | str] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         """Goes on from the current position; a second iterator shares it."""
         worker = get_worker_info()
         if worker is not None:
-            raise UsageError(
-                f"a Loader in a DataLoader worker ({worker.num_workers} asked for) would advance out of "
-                "this process's sight, and its state_dict() would stay at the start; use num_workers=0 "
-                "(batches are made in native threads)"
-            )
-        while (fields := self._native.next_batch()) is not None:
-            self.counts = fields["counts"]
-            yield Batch.from_arrays(fields)
+            # Each iteration of the DataLoader begins at the same place, in all workers.
+            self._worker_start = self._worker_start or self.state_dict()
+            self._native.take_turns(worker.id, worker.num_workers)
+            self.load_state_dict(self._worker_start)
+        while (batch := self._next()) is not None:
+            yield batch
+
+    def _next(self) -> Batch | None:
+        if self._allocate is not None:
+            for _ in range(self._native.num_wanted()):
+                rows = {
+                    name: self._allocate(self._shape, dtype) for name, dtype in ROW_DTYPES.items()
+                }
+                self._native.lend(rows, _arrays(rows))
+        fields = self._native.next_batch()
+        if fields is None:
+            return None
+        self.counts = fields["counts"]
+        return Batch.from_native(fields, fields.get("lent"))
+
+    def next_into(self, batch: Batch) -> Batch | None:
+        """The next batch, in the tensors of `batch`; None at the end of the stream.
+
+        `batch` is one that this loader, or one of the same shape, gave before, moved to pinned memory if
+        you like. Its tensors of shape [B, L] are overwritten; the other fields come with the result. With
+        `prefetch_batches=0` ids go there without another copy.
+
+        Raises:
+            ValueError: a tensor has another dtype or shape, or is not contiguous in CPU memory.
+        """
+        rows = batch.rows
+        fields = self._native.next_into(_arrays(rows))
+        if fields is None:
+            return None
+        self.counts = fields["counts"]
+        return Batch.from_native(fields, rows)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the data anew and goes on at the same position."""
+        return _opened, (type(self), self._settings, self.state_dict())
 
     def limit(self) -> str | None:
         """One sentence on where the stream ends and why; None if it is endless."""
@@ -187,6 +257,44 @@ class Loader(IterableDataset[Batch]):
     def close(self) -> None:
         """Ends the threads. The loader can still be used and starts them again."""
         self._native.stop()
+
+
+_ARGUMENTS = frozenset(inspect.signature(Loader.__init__).parameters) - {"self"}
+
+
+def _opened(kind: type[Loader], settings: dict[str, Any], state: dict[str, int | str]) -> Loader:
+    """The loader of some arguments at a position."""
+    loader = kind(**settings)
+    loader.load_state_dict(state)
+    return loader
+
+
+def _allocate_pinned(shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+
+def _arrays(rows: dict[str, torch.Tensor]) -> dict[str, npt.NDArray[Any]]:
+    """The memory of CPU tensors as arrays."""
+    for name, tensor in rows.items():
+        if tensor.device.type != "cpu":
+            raise ValueError(f"{name} must be in CPU memory to be filled, found {tensor.device}")
+    return {name: tensor.numpy() for name, tensor in rows.items()}
+
+
+def _groups(groups: int | npt.ArrayLike | None) -> npt.NDArray[np.uint64] | int | None:
+    """Groups as the native loader takes them."""
+    if groups is None:
+        return None
+    if isinstance(groups, int):
+        _require_unsigned(groups=(groups, 64))
+        return groups
+    boundaries = np.asarray(groups)
+    if boundaries.ndim != 1 or boundaries.dtype.kind not in "iu" or (boundaries < 0).any():
+        raise ValueError(
+            "groups is a number of documents, or the first document of each group and the number of all "
+            f"in one dimension; found {boundaries.dtype} {boundaries.shape}"
+        )
+    return boundaries.astype(np.uint64)
 
 
 def _require_unsigned(**values_and_bits: tuple[int, int]) -> None:

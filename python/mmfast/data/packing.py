@@ -127,9 +127,9 @@ def pack(
         pieces = np.minimum(whole[piece_documents].astype(np.int64) - piece_starts, capacity)
     pieces = np.array(pieces, dtype=np.uint32, order="C")  # a copy: lengths are looked up later
     raw_offsets, raw_items = pack_lengths(pieces, capacity)
-    items = raw_items.view(np.int64)
+    items = raw_items.astype(np.int64)
     return Bins(
-        offsets=raw_offsets.view(np.int64),
+        offsets=raw_offsets.astype(np.int64),
         documents=items if piece_documents is None else piece_documents[items],
         capacity=capacity,
         num_tokens=int(pieces.sum(dtype=np.int64)),

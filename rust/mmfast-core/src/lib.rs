@@ -6,6 +6,7 @@
 
 pub mod error;
 pub mod indexed;
+mod lanes;
 pub mod objective;
 pub mod order;
 pub mod pack;

@@ -5,6 +5,7 @@ mod error;
 mod gather;
 mod gil;
 mod loader;
+mod memory;
 mod objective;
 mod order;
 mod sampling;

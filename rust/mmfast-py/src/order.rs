@@ -72,7 +72,7 @@ pub(crate) fn pack_lengths<'py>(
     py: Python<'py>,
     lengths: &Bound<'py, PyArray1<u32>>,
     capacity: u32,
-) -> PyResult<(Bound<'py, PyArray1<usize>>, Bound<'py, PyArray1<usize>>)> {
+) -> PyResult<(Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<u32>>)> {
     let lengths = lengths.try_readonly()?;
     let lengths = lengths.as_slice()?;
     let (offsets, items) = run_detached(py, || {

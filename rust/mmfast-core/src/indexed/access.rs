@@ -6,6 +6,7 @@
 //! error.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::map::Map;
@@ -92,6 +93,13 @@ impl Bin {
         match self {
             Self::Mapped(map) => Some(map.bytes()),
             Self::Read { .. } => None,
+        }
+    }
+
+    /// Says that bytes are read soon. Only a map can do something about it.
+    pub(super) fn prefetch(&self, range: Range<usize>) {
+        if let Self::Mapped(map) = self {
+            map.prefetch(range);
         }
     }
 

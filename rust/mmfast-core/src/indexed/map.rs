@@ -1,13 +1,20 @@
 //! Files mapped into memory: the only place of the core with `unsafe`.
 
+use std::ops::Range;
+
 use memmap2::{Mmap, MmapMut};
 
 use super::header::Dtype;
 use crate::error::{Error, Result};
+use crate::lanes::widen;
 use crate::vfs::{File, Vfs};
 
 #[cfg(target_endian = "big")]
 compile_error!("the files are little-endian and are mapped as they are");
+
+/// Bytes that a processor loads at once.
+#[cfg(target_arch = "x86_64")]
+const LINE_BYTES: usize = 64;
 
 /// A whole file, mapped read-only. Unmapped when dropped, so whoever hands out views holds an `Arc`.
 ///
@@ -60,6 +67,26 @@ impl Map {
         Self {
             map: Some(map.make_read_only().unwrap()),
         }
+    }
+
+    /// Asks the processor to bring bytes that are read soon into its caches.
+    pub(super) fn prefetch(&self, range: Range<usize>) {
+        #[cfg(target_arch = "x86_64")]
+        for line in self
+            .bytes()
+            .get(range)
+            .unwrap_or_default()
+            .chunks(LINE_BYTES)
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            #[expect(unsafe_code, reason = "there is no safe way to say it")]
+            // SAFETY: a prefetch changes nothing that a program can see, whatever the address.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = range;
     }
 
     /// The file's content.
@@ -132,6 +159,21 @@ impl<'a> Tokens<'a> {
         }
     }
 
+    /// Copies the ids to `out`, which has room for exactly these, widened to 64 bits; `None` if they are
+    /// not whole numbers.
+    pub(super) fn widen_into(&self, out: &mut [i64]) -> Option<()> {
+        match *self {
+            Self::U8(ids) => widen(ids, out),
+            Self::I8(ids) => widen(ids, out),
+            Self::I16(ids) => widen(ids, out),
+            Self::I32(ids) => widen(ids, out),
+            Self::I64(ids) => out.copy_from_slice(ids),
+            Self::U16(ids) => widen(ids, out),
+            Self::F32(_) | Self::F64(_) => return None,
+        }
+        Some(())
+    }
+
     /// How many ids there are.
     pub fn len(&self) -> usize {
         self.bytes().len() / self.dtype().item_bytes()
@@ -197,7 +239,7 @@ items! {
 
 /// Ids as they stand in a `.bin` of some dtype, widened to 64 bits; `out` has room for exactly these.
 /// `None` if the dtype holds no ids.
-pub(super) fn widen(bytes: &[u8], dtype: Dtype, out: &mut [i64]) -> Option<()> {
+pub(super) fn widen_bytes(bytes: &[u8], dtype: Dtype, out: &mut [i64]) -> Option<()> {
     fn each<const N: usize>(bytes: &[u8], out: &mut [i64], id: impl Fn([u8; N]) -> i64) {
         for (wide, raw) in out.iter_mut().zip(bytes.as_chunks().0) {
             *wide = id(*raw);

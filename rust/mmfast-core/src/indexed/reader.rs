@@ -20,7 +20,7 @@ use super::append::Digest;
 use super::blocks::{BLOCK_BYTES, BlockSums};
 use super::header::Dtype;
 use super::index::Index;
-use super::map::{Item, Map, Tokens, plain_bytes_mut, widen};
+use super::map::{Item, Map, Tokens, plain_bytes_mut, widen_bytes};
 use super::media::Media;
 use super::prefix::Prefix;
 use super::publish;
@@ -313,7 +313,7 @@ impl IndexedDataset {
             return self.bin.read(bytes.start, plain_bytes_mut(out));
         }
         let mut ids = vec![0; out.len()];
-        self.read_widened(bytes, &mut ids)?;
+        self.read_widened(&bytes, &mut ids)?;
         for (item, id) in out.iter_mut().zip(ids) {
             *item = T::from_id(id).ok_or_else(|| {
                 Error::argument(format!(
@@ -336,11 +336,16 @@ impl IndexedDataset {
     }
 
     /// Ids at some bytes of `.bin`, which may be read; `out` has room for exactly these.
-    fn read_widened(&self, bytes: Range<u64>, out: &mut [i64]) -> Result<()> {
-        let num_bytes = usize::try_from(bytes.end - bytes.start).unwrap_or(usize::MAX);
-        let mut buffer = Vec::new();
-        let content = self.bin.bytes(bytes.start, num_bytes, &mut buffer)?;
-        widen(content, self.dtype(), out).ok_or_else(|| {
+    fn read_widened(&self, bytes: &Range<u64>, out: &mut [i64]) -> Result<()> {
+        let widened = if self.bin.mapped().is_some() {
+            self.view_untouched(bytes)?.widen_into(out)
+        } else {
+            let num_bytes = usize::try_from(bytes.end - bytes.start).unwrap_or(usize::MAX);
+            let mut buffer = Vec::new();
+            let content = self.bin.bytes(bytes.start, num_bytes, &mut buffer)?;
+            widen_bytes(content, self.dtype(), out)
+        };
+        widened.ok_or_else(|| {
             Error::argument(format!(
                 "{} holds {} values, not token ids",
                 self.prefix.path().display(),
@@ -529,7 +534,22 @@ impl DocumentSource for IndexedDataset {
             too_few_ids(&sequences, held, skip, out.len())
         })?;
         self.touch_bytes(&(start..end))?;
-        self.read_widened(start..end, out)
+        self.read_widened(&(start..end), out)
+    }
+
+    fn will_read(&self, sequences: Range<u64>, skip: u64, num_ids: usize) {
+        let Ok(first) = self.index.byte_range(sequences.start) else {
+            return;
+        };
+        let item_bytes = self.dtype().item_bytes();
+        let start = usize::try_from(
+            first
+                .start
+                .saturating_add(skip.saturating_mul(item_bytes as u64)),
+        );
+        let start = start.unwrap_or(usize::MAX);
+        let end = start.saturating_add(num_ids.saturating_mul(item_bytes));
+        self.bin.prefetch(start..end);
     }
 
     /// Hash of the whole index, of the media references and of 64 blocks of 4 KiB of `.bin` (all of it when it is small).

@@ -275,6 +275,14 @@ impl Shards {
         }
     }
 
+    /// A shard that is always open.
+    pub(super) fn always_open(&self, shard: usize) -> Option<&IndexedDataset> {
+        match &self.open {
+            OpenShards::All(datasets) => datasets.get(shard).map(|dataset| &**dataset),
+            OpenShards::Recent(_) => None,
+        }
+    }
+
     fn reopen(&self, shard: usize) -> Result<IndexedDataset> {
         let known = self.entries.get(shard);
         let known =

@@ -36,6 +36,12 @@ pub trait DocumentSource: Send + Sync {
     /// [`crate::Error::InvalidArgument`] if the sequences hold fewer; after an error `out` holds anything.
     fn read_into(&self, sequences: Range<u64>, skip: u64, out: &mut [i64]) -> Result<()>;
 
+    /// Says that ids will be read soon: the first `num_ids` after `skip` of a range of sequences. A hint that
+    /// costs next to nothing; whatever is wrong with it shows when they are read.
+    fn will_read(&self, sequences: Range<u64>, skip: u64, num_ids: usize) {
+        let _ = (sequences, skip, num_ids);
+    }
+
     /// A number that two sources share only if they hold the same ids in the same documents, as far
     /// as can be told without reading every id. Part of a saved stream state.
     fn fingerprint(&self) -> u64;

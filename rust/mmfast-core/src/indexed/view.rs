@@ -416,6 +416,17 @@ impl DocumentSource for DatasetView {
         self.shards.get(shard)?.read_into(run, skip, out)
     }
 
+    fn will_read(&self, sequences: Range<u64>, skip: u64, num_ids: usize) {
+        let Ok((shard, first)) = self.shards.locate_sequence(sequences.start) else {
+            return;
+        };
+        let run = first..first + sequences.end.saturating_sub(sequences.start);
+        // A shard that would have to be opened is not worth a hint.
+        if let Some(dataset) = self.shards.always_open(shard) {
+            dataset.will_read(run, skip, num_ids);
+        }
+    }
+
     fn fingerprint(&self) -> u64 {
         if let Some(dataset) = self.whole_dataset() {
             return dataset.fingerprint();

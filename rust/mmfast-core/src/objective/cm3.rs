@@ -11,7 +11,7 @@
 
 use crate::error::{Error, Result};
 use crate::objective::spans::{Span, random_spans, segments};
-use crate::objective::{Original, Sequence, Transformed, is_no_loss, modality};
+use crate::objective::{Original, Sequence, TEXT, TokenSink, is_no_loss, modality};
 use crate::random::{Chance, DocumentDraws, PoissonTable, below};
 
 const WHOLE_SEGMENT_DRAW: u32 = 0;
@@ -161,20 +161,20 @@ impl Cm3 {
     }
 
     /// Writes the document with its spans moved.
-    pub(crate) fn write(&self, spans: &[Span], original: &Original<'_>, output: &mut Transformed) {
+    pub(crate) fn write(&self, spans: &[Span], original: &Original<'_>, sink: &mut impl TokenSink) {
+        let weight = self.sentinel_loss_weight;
         let mut copied = 0;
         for (span, sentinel) in spans.iter().zip(&self.sentinels) {
-            original.copy(copied, span.start, output);
-            output.push(*sentinel, self.sentinel_loss_weight);
+            original.copy(copied, span.start, sink);
+            sink.append(&[*sentinel], TEXT, weight);
             copied = span.end;
         }
-        original.copy(copied, usize::MAX, output);
+        original.copy(copied, usize::MAX, sink);
         for (span, sentinel) in spans.iter().zip(&self.sentinels) {
-            output.push(*sentinel, self.sentinel_loss_weight);
-            original.copy(span.start, span.end, output);
-            output.push(self.eoss, 1.0);
+            sink.append(&[*sentinel], TEXT, weight);
+            original.copy(span.start, span.end, sink);
+            sink.append(&[self.eoss], TEXT, 1.0);
         }
-        output.num_spans = spans.len();
     }
 }
 

@@ -1,7 +1,7 @@
 //! CM3 against its golden vectors, its invariants on random documents and its published statistics.
 
 use super::*;
-use crate::objective::{ImageNoise, Objective, SeededObjective, total_length};
+use crate::objective::{ImageNoise, Objective, SeededObjective, Transformed, total_length};
 use crate::random::DocumentKey;
 use proptest::prelude::*;
 

@@ -39,6 +39,11 @@ pub fn is_no_loss(mode: u8) -> bool {
     mode & NO_LOSS_BIT != 0
 }
 
+/// Weight of ids of this mode as targets.
+pub(crate) fn weight(mode: u8) -> f32 {
+    if is_no_loss(mode) { 0.0 } else { 1.0 }
+}
+
 /// Whether a sequence of this mode must never be cut.
 pub fn is_atomic(mode: u8) -> bool {
     matches!(modality(mode), IMAGE | VIDEO)
@@ -81,13 +86,22 @@ impl Transformed {
         self.weights.clear();
         self.num_spans = 0;
     }
+}
 
-    /// Appends a sentinel or the end of a span.
-    fn push(&mut self, id: i64, weight: f32) {
-        self.ids.push(id);
-        self.input_ids.push(id);
-        self.modalities.push(TEXT);
-        self.weights.push(weight);
+/// Takes a document's tokens in training order.
+pub(crate) trait TokenSink {
+    /// Appends a run of tokens of one modality and weight; returns where they lie as inputs.
+    fn append(&mut self, ids: &[i64], modality: u8, weight: f32) -> &mut [i64];
+}
+
+impl TokenSink for Transformed {
+    fn append(&mut self, ids: &[i64], modality: u8, weight: f32) -> &mut [i64] {
+        let start = self.ids.len();
+        self.ids.extend_from_slice(ids);
+        self.input_ids.extend_from_slice(ids);
+        self.modalities.resize(start + ids.len(), modality);
+        self.weights.resize(start + ids.len(), weight);
+        self.input_ids.get_mut(start..).unwrap_or_default()
     }
 }
 
@@ -100,7 +114,7 @@ pub(crate) struct Original<'a> {
 
 impl Original<'_> {
     /// Appends the tokens `start..end`.
-    fn copy(&self, start: usize, end: usize, output: &mut Transformed) {
+    fn copy(&self, start: usize, end: usize, sink: &mut impl TokenSink) {
         let mut offset = 0;
         for Sequence { length, mode } in self.sequences {
             let next = offset + *length as usize;
@@ -110,20 +124,14 @@ impl Original<'_> {
                 continue;
             }
             let run = self.ids.get(from..to).unwrap_or_default();
-            output.ids.extend_from_slice(run);
-            match &self.noise {
-                Some((noise, draws)) if modality(*mode) == IMAGE => {
-                    let noisy = (from..)
-                        .zip(run)
-                        .map(|(position, id)| noise.input_id(draws, position, *id));
-                    output.input_ids.extend(noisy);
+            let inputs = sink.append(run, modality(*mode), weight(*mode));
+            if let Some((noise, draws)) = &self.noise
+                && modality(*mode) == IMAGE
+            {
+                for (position, id) in (from..).zip(inputs) {
+                    *id = noise.input_id(draws, position, *id);
                 }
-                _ => output.input_ids.extend_from_slice(run),
             }
-            let num_tokens = output.ids.len();
-            output.modalities.resize(num_tokens, modality(*mode));
-            let weight = if is_no_loss(*mode) { 0.0 } else { 1.0 };
-            output.weights.resize(num_tokens, weight);
         }
     }
 }
@@ -210,6 +218,18 @@ impl SeededObjective {
         output: &mut Transformed,
     ) {
         output.clear();
+        output.num_spans = self.write(key, sequences, ids, max_tokens, output);
+    }
+
+    /// [`Self::transform`] to wherever the tokens go; returns the number of moved spans.
+    pub(crate) fn write(
+        &self,
+        key: DocumentKey,
+        sequences: &[Sequence],
+        ids: &[i64],
+        max_tokens: u64,
+        sink: &mut impl TokenSink,
+    ) -> usize {
         let original = Original {
             sequences,
             ids,
@@ -220,12 +240,21 @@ impl SeededObjective {
                 .map(|noise| (noise, self.noise.document(key))),
         };
         match &self.objective.masking {
-            None => original.copy(0, ids.len(), output),
+            None => {
+                original.copy(0, ids.len(), sink);
+                0
+            }
             Some(cm3) => {
                 let room = max_tokens.saturating_sub(ids.len() as u64);
                 let spans = cm3.draw_spans(&self.spans.document(key), sequences, ids, room);
-                cm3.write(&spans, &original, output);
+                cm3.write(&spans, &original, sink);
+                spans.len()
             }
         }
+    }
+
+    /// Whether a document's tokens are its ids as they are.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.objective.masking.is_none() && self.objective.noise.is_none()
     }
 }

@@ -63,7 +63,13 @@ impl Permutation {
         image
     }
 
-    fn encrypt(&self, value: u64) -> u64 {
+    /// Whether a number is inside the permuted range, so that walking ends there.
+    pub(crate) fn contains(&self, image: u64) -> bool {
+        image < self.len
+    }
+
+    /// One step of a walk.
+    pub(crate) fn encrypt(&self, value: u64) -> u64 {
         let mask = (1u64 << self.half_bits) - 1;
         let (mut left, mut right) = (value >> self.half_bits, value & mask);
         for key in self.round_keys {

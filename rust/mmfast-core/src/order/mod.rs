@@ -15,6 +15,9 @@ pub use megatron::{MegatronConfig, MegatronIndices, require_divisible};
 use crate::error::Result;
 use crate::random::Purpose;
 
+/// Permutations that a walk keeps from run to run.
+const MAX_PERMUTATIONS: usize = 4_096;
+
 /// A document's place in the data and in its source's history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DocumentAddress {
@@ -49,19 +52,113 @@ impl DocumentOrder {
 
     /// The document at a stream position; `None` past the end of a finite stream.
     pub fn locate(&self, position: u64) -> Option<DocumentAddress> {
-        let (source, asked, num_documents) = self.blend.locate(position)?;
-        let epoch = asked / num_documents;
-        let permutation = Permutation::new(
-            self.seed,
-            Purpose::DocumentOrder,
-            [source, epoch],
-            num_documents,
-        );
-        Some(DocumentAddress {
-            source,
-            epoch,
-            document: permutation.index(asked % num_documents),
-        })
+        let mut found = Vec::new();
+        self.walk().locate(position, 1, &mut found);
+        found.pop()
+    }
+
+    /// For many positions: what is the same for all documents of a source epoch is computed once.
+    pub fn walk(&self) -> Walk<'_> {
+        Walk {
+            order: self,
+            permutations: Vec::new(),
+            current: Vec::new(),
+            numbers: Vec::new(),
+            walking: Vec::new(),
+        }
+    }
+}
+
+/// [`DocumentOrder::locate`] for runs of positions.
+///
+/// Feistel rounds are long chains of dependent steps, and how often a number is permuted again is random.
+/// So all numbers of a run take a step before any takes the next: steps of different numbers overlap, and
+/// no branch depends on one.
+#[derive(Debug)]
+pub struct Walk<'a> {
+    order: &'a DocumentOrder,
+    /// Permutations that were met.
+    permutations: Vec<Permutation>,
+    /// Epoch and permutation that each source is in.
+    current: Vec<Option<(u64, u32)>>,
+    /// Number in its source, and permutation, of each position of a run.
+    numbers: Vec<(u64, u32)>,
+    /// Positions of the run whose number is not inside yet.
+    walking: Vec<u32>,
+}
+
+impl Walk<'_> {
+    /// Appends the documents at `count` positions from `first` on, at most 2^32; fewer where a finite
+    /// stream ends.
+    pub fn locate(&mut self, first: u64, count: u32, out: &mut Vec<DocumentAddress>) {
+        let start = out.len();
+        if self.permutations.len() > MAX_PERMUTATIONS {
+            self.permutations.clear();
+            self.current.clear();
+        }
+        self.numbers.clear();
+        self.walking.clear();
+        for offset in 0..count {
+            let Some((source, asked, num_documents)) = first
+                .checked_add(offset.into())
+                .and_then(|position| self.order.blend.locate(position))
+            else {
+                break;
+            };
+            let (epoch, number) = (asked / num_documents, asked % num_documents);
+            let permutation = self.permutation(source, epoch, num_documents);
+            self.numbers.push((number, permutation));
+            self.walking.push(offset);
+            out.push(DocumentAddress {
+                source,
+                epoch,
+                document: 0,
+            });
+        }
+        while !self.walking.is_empty() {
+            let mut num_outside = 0;
+            for at in 0..self.walking.len() {
+                let offset = self.walking.get(at).copied().unwrap_or_default();
+                let Some((number, permutation)) = self.numbers.get_mut(offset as usize) else {
+                    continue;
+                };
+                let Some(permutation) = self.permutations.get(*permutation as usize) else {
+                    continue;
+                };
+                *number = permutation.encrypt(*number);
+                let is_outside = !permutation.contains(*number);
+                // Written whether it is kept or not, so that nothing waits for the answer.
+                if let Some(kept) = self.walking.get_mut(num_outside) {
+                    *kept = offset;
+                }
+                num_outside += usize::from(is_outside);
+            }
+            self.walking.truncate(num_outside);
+        }
+        let found = out.get_mut(start..).unwrap_or_default();
+        for (address, (number, _)) in found.iter_mut().zip(&self.numbers) {
+            address.document = *number;
+        }
+    }
+
+    fn permutation(&mut self, source: u64, epoch: u64, num_documents: u64) -> u32 {
+        let at = usize::try_from(source).unwrap_or(usize::MAX);
+        if self.current.len() <= at {
+            self.current.resize(at + 1, None);
+        }
+        if let Some(Some((of, known))) = self.current.get(at)
+            && *of == epoch
+        {
+            return *known;
+        }
+        let (purpose, seed) = (Purpose::DocumentOrder, self.order.seed);
+        let made = Permutation::new(seed, purpose, [source, epoch], num_documents);
+        let index = u32::try_from(self.permutations.len()).unwrap_or(u32::MAX);
+        self.permutations.push(made);
+        if let Some(current) = self.current.get_mut(at) {
+            *current = Some((epoch, index));
+        }
+        index
     }
 }
 

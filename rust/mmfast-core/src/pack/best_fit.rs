@@ -13,11 +13,24 @@ use crate::pack::spaces::SpaceSet;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bins {
     /// Bin b holds `items[offsets[b]..offsets[b + 1]]`.
-    offsets: Vec<usize>,
-    items: Vec<usize>,
+    offsets: Vec<u32>,
+    items: Vec<u32>,
 }
 
 impl Bins {
+    /// Items as they come; a new bin begins with each item of `breaks`, which rise.
+    pub fn consecutive(breaks: impl IntoIterator<Item = u32>, num_items: u32) -> Self {
+        let mut offsets = vec![0];
+        offsets.extend(breaks.into_iter().filter(|start| *start < num_items));
+        if num_items > 0 {
+            offsets.push(num_items);
+        }
+        Self {
+            offsets,
+            items: (0..num_items).collect(),
+        }
+    }
+
     /// Number of bins.
     pub fn len(&self) -> usize {
         self.offsets.len() - 1
@@ -29,15 +42,15 @@ impl Bins {
     }
 
     /// Where each bin begins among the items, then their number; and the items of all bins in turn.
-    pub fn into_parts(self) -> (Vec<usize>, Vec<usize>) {
+    pub fn into_parts(self) -> (Vec<u32>, Vec<u32>) {
         (self.offsets, self.items)
     }
 
     /// Items of a bin; empty past the last bin.
-    pub fn bin(&self, index: usize) -> &[usize] {
+    pub fn bin(&self, index: usize) -> &[u32] {
         let bounds = self.offsets.get(index).zip(self.offsets.get(index + 1));
         bounds
-            .and_then(|(start, end)| self.items.get(*start..*end))
+            .and_then(|(start, end)| self.items.get(*start as usize..*end as usize))
             .unwrap_or_default()
     }
 }
@@ -186,7 +199,7 @@ fn longest_first(lengths: &[u32], capacity: usize) -> (Vec<u32>, Vec<usize>) {
     reason = "bin numbers are below num_bins, starts count all items"
 )]
 fn grouped(order: &[u32], bin_of_rank: &[u32], num_bins: usize) -> Bins {
-    let mut offsets = vec![0usize; num_bins + 1];
+    let mut offsets = vec![0u32; num_bins + 1];
     for bin in bin_of_rank {
         offsets[*bin as usize + 1] += 1;
     }
@@ -197,7 +210,7 @@ fn grouped(order: &[u32], bin_of_rank: &[u32], num_bins: usize) -> Bins {
     let mut items = vec![0; order.len()];
     for (item, bin) in order.iter().zip(bin_of_rank) {
         let start = &mut starts[*bin as usize];
-        items[*start] = *item as usize;
+        items[*start as usize] = *item;
         *start += 1;
     }
     Bins { offsets, items }
@@ -210,13 +223,13 @@ mod tests {
     use proptest::prelude::*;
 
     /// The same rule by looking at every open bin.
-    fn reference(lengths: &[u32], capacity: u32) -> Vec<Vec<usize>> {
-        let mut order: Vec<usize> = (0..lengths.len()).collect();
-        order.sort_by_key(|item| std::cmp::Reverse(lengths[*item]));
+    fn reference(lengths: &[u32], capacity: u32) -> Vec<Vec<u32>> {
+        let mut order: Vec<u32> = (0..).take(lengths.len()).collect();
+        order.sort_by_key(|item| std::cmp::Reverse(lengths[*item as usize]));
         // (space left, when it got that space, items)
-        let mut bins: Vec<(u32, usize, Vec<usize>)> = Vec::new();
+        let mut bins: Vec<(u32, usize, Vec<u32>)> = Vec::new();
         for (time, item) in order.into_iter().enumerate() {
-            let length = lengths[item];
+            let length = lengths[item as usize];
             let best = bins
                 .iter_mut()
                 .filter(|(space, _, _)| *space >= length)
@@ -237,7 +250,7 @@ mod tests {
     fn a_known_instance_is_packed_as_by_hand() {
         // 7 opens a bin and is joined by 3; 6 by 4; 5 by 5.
         let bins = best_fit_decreasing(&[3, 5, 7, 4, 5, 6], 10).unwrap();
-        let found: Vec<&[usize]> = (0..bins.len()).map(|b| bins.bin(b)).collect();
+        let found: Vec<&[u32]> = (0..bins.len()).map(|b| bins.bin(b)).collect();
         assert_eq!(found, [[2, 0], [5, 3], [1, 4]]);
         assert!(bins.bin(3).is_empty());
     }
@@ -273,13 +286,13 @@ mod tests {
                 .map(|draw| u32::try_from(below(u64::from(capacity) + 1, *draw)).unwrap())
                 .collect();
             let bins = best_fit_decreasing(&lengths, capacity).unwrap();
-            let found: Vec<Vec<usize>> = (0..bins.len()).map(|b| bins.bin(b).to_vec()).collect();
+            let found: Vec<Vec<u32>> = (0..bins.len()).map(|b| bins.bin(b).to_vec()).collect();
             prop_assert_eq!(&found, &reference(&lengths, capacity));
-            let mut items: Vec<usize> = found.concat();
+            let mut items: Vec<u32> = found.concat();
             items.sort_unstable();
-            prop_assert!(items.into_iter().eq(0..lengths.len()));
+            prop_assert!(items.into_iter().eq((0..).take(lengths.len())));
             for bin in &found {
-                prop_assert!(bin.iter().map(|item| lengths[*item]).sum::<u32>() <= capacity);
+                prop_assert!(bin.iter().map(|item| lengths[*item as usize]).sum::<u32>() <= capacity);
             }
         }
     }

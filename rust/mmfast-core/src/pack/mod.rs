@@ -6,4 +6,4 @@ mod overlong;
 mod spaces;
 
 pub use best_fit::{Bins, best_fit_decreasing};
-pub use overlong::{Overlong, longest_prefix};
+pub use overlong::{CutAt, Overlong, longest_prefix};

@@ -128,6 +128,21 @@ impl DocumentKey {
             piece: narrow("piece", piece, Self::MAX_PIECES)?,
         })
     }
+
+    /// The same for another piece of the document.
+    pub(crate) fn with_piece(self, piece: u64) -> Result<Self> {
+        Self::new(self.source.into(), self.epoch.into(), self.document, piece)
+    }
+
+    /// Index of the source.
+    pub(crate) fn source(&self) -> u64 {
+        self.source.into()
+    }
+
+    /// Document number in the source.
+    pub(crate) fn document(&self) -> u64 {
+        self.document
+    }
 }
 
 /// Numbered draws of one document for one purpose.

@@ -5,11 +5,17 @@
 //! and the bins are permuted; a bin is a sample and becomes one row. A global batch is the next G bins,
 //! whichever windows they lie in; rank r of R fills bins r, r + R, …. All of it is a function of the
 //! configuration and a [`Cursor`] of two numbers, so a stream can be continued anywhere, by any number
-//! of ranks. Planning a window reads the lengths and modes of its sequences and no ids.
+//! of ranks. Planning a window reads the lengths and modes of its sequences and no ids. Documents that
+//! belong together ([`Groups`]) are ordered and packed as one.
 
+mod arrays;
 mod batch;
 mod feeder;
+mod lookup;
+mod packing;
+mod planner;
 mod prefetch;
+mod row;
 mod state;
 mod window;
 
@@ -18,10 +24,13 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
 use std::sync::Arc;
 
-pub use batch::{Batch, IGNORED_LABEL};
+pub use arrays::{ArrayPool, BatchArrays, BatchMemory, OwnedArrays};
+pub use batch::{Batch, BatchFacts, IGNORED_LABEL};
 pub use feeder::Feeder;
+pub use packing::{Groups, Packing};
 pub use prefetch::{Poll, Prefetcher};
 pub use state::{Cursor, STATE_VERSION, State};
 pub use window::{PlanCounts, WindowPlan};
@@ -30,7 +39,7 @@ use crate::error::{Error, Result};
 use crate::indexed::DocumentSource;
 use crate::objective::{Objective, SeededObjective};
 use crate::order::{ALGORITHM_VERSION, DocumentOrder, DryPoint, Share};
-use crate::pack::Overlong;
+use crate::pack::{CutAt, Overlong};
 
 /// Longest row: `cu_seqlens` counts the tokens of a batch in 32 bits.
 const MAX_BIN_TOKENS: u32 = 1 << 24;
@@ -41,10 +50,25 @@ pub struct StreamSource {
     pub name: String,
     /// Its documents.
     pub documents: Arc<dyn DocumentSource>,
+    /// Which of them must share a row.
+    pub groups: Groups,
     /// Its part of the stream, in proportion to the other weights.
     pub weight: f64,
     /// How often it may be gone through; `None` for no limit.
     pub max_epochs: Option<u64>,
+}
+
+impl StreamSource {
+    /// The documents of a group.
+    fn group(&self, number: u64) -> Range<u64> {
+        self.groups
+            .documents(number, self.documents.num_documents())
+    }
+
+    /// What the stream orders: documents, or groups of them.
+    fn num_units(&self) -> u64 {
+        self.groups.num_groups(self.documents.num_documents())
+    }
 }
 
 /// Everything about a stream that is not data or objective.
@@ -52,8 +76,12 @@ pub struct StreamSource {
 pub struct StreamConfig {
     /// Seed of all draws.
     pub seed: u64,
-    /// Documents per window.
+    /// Documents per window; a group counts as one.
     pub window_documents: u64,
+    /// How documents share rows.
+    pub packing: Packing,
+    /// Where documents may be cut.
+    pub cut_at: CutAt,
     /// Tokens per row.
     pub bin_tokens: u32,
     /// Longest document, after the objective, e.g. a model's context; `None` for no limit but the row.
@@ -111,6 +139,14 @@ impl StreamConfig {
         Ok(())
     }
 
+    /// Documents or groups that are planned together.
+    pub(crate) fn window_units(&self) -> u64 {
+        match self.packing {
+            Packing::None => 1,
+            Packing::BestFit | Packing::Concat => self.window_documents,
+        }
+    }
+
     /// Tokens that a document may have: a row's, or fewer if `max_document_tokens` says so.
     pub fn document_tokens(&self) -> u32 {
         self.max_document_tokens
@@ -150,10 +186,22 @@ impl Stream {
         objective: Objective,
     ) -> Result<Self> {
         config.check()?;
+        for source in &sources {
+            let named = |error| Error::argument(format!("groups of {}: {error}", source.name));
+            let checked = source.groups.check(source.documents.num_documents());
+            checked.map_err(named)?;
+            if config.packing == Packing::Concat && source.groups != Groups::Single {
+                return Err(Error::argument(format!(
+                    "packing concat cuts documents where rows end, which would part the groups of {}; \
+                     use best_fit or none",
+                    source.name
+                )));
+            }
+        }
         let shares: Vec<Share> = sources
             .iter()
             .map(|source| Share {
-                num_documents: source.documents.num_documents(),
+                num_documents: source.num_units(),
                 weight: source.weight,
                 max_epochs: source.max_epochs,
             })
@@ -213,22 +261,26 @@ impl Stream {
 /// Hashes of the four parts that decide a stream's rows, joined by dashes.
 fn fingerprint(config: &StreamConfig, sources: &[StreamSource], objective: &Objective) -> String {
     let packing = format!(
-        "stream {STATE_VERSION} order {ALGORITHM_VERSION} window {} bin {} document {} overlong {}",
-        config.window_documents,
+        "stream {STATE_VERSION} order {ALGORITHM_VERSION} packing {} window {} bin {} document {} \
+         overlong {} cut at {}",
+        config.packing.name(),
+        config.window_units(),
         config.bin_tokens,
         config.document_tokens(),
-        config.overlong.name()
+        config.overlong.name(),
+        config.cut_at.name()
     );
     let blend: Vec<(u64, Option<u64>)> = sources
         .iter()
         .map(|source| (source.weight.to_bits(), source.max_epochs))
         .collect();
-    let data: Vec<(u64, u64)> = sources
+    let data: Vec<(u64, u64, String)> = sources
         .iter()
         .map(|source| {
             (
                 source.documents.num_documents(),
                 source.documents.fingerprint(),
+                source.groups.description(),
             )
         })
         .collect();

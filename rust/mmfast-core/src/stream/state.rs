@@ -2,6 +2,8 @@
 
 use crate::error::{Error, Result};
 use crate::stream::Stream;
+use crate::stream::feeder::past_end;
+use crate::stream::window::WindowPlan;
 
 /// Version of saved states; raised whenever the same state would mean other rows.
 pub const STATE_VERSION: u64 = 1;
@@ -10,11 +12,11 @@ pub const STATE_VERSION: u64 = 1;
 const FINGERPRINT_PARTS: [(&str, &str); 4] = [
     (
         "packing",
-        "window_documents, bin_tokens, max_document_tokens or overlong",
+        "packing, window_documents, bin_tokens, max_document_tokens, overlong or cut_at",
     ),
     ("blend", "weights, max_epochs or the number of sources"),
     ("objective", "the objective or its vocabulary"),
-    ("data", "the documents of a source"),
+    ("data", "the documents or groups of a source"),
 ];
 
 /// A position between bins. The bin may be the window's last plus one.
@@ -52,6 +54,12 @@ impl Stream {
 
     /// The position in a state; an error that says what differs if the state is of another stream.
     pub fn cursor_of(&self, state: &State) -> Result<Cursor> {
+        Ok(self.resume(state)?.0)
+    }
+
+    /// The position in a state and the plan of its window, which had to be made to check the position;
+    /// `None` at the end of a finite stream.
+    pub(crate) fn resume(&self, state: &State) -> Result<(Cursor, Option<WindowPlan>)> {
         if state.version != STATE_VERSION {
             return Err(Error::StateMismatch(format!(
                 "it has version {} and this build reads {STATE_VERSION}; continue with the version of \
@@ -79,17 +87,17 @@ impl Stream {
                 differing.join(" and another ")
             )));
         }
-        self.check_cursor(state.cursor)?;
-        Ok(state.cursor)
+        Ok((state.cursor, self.plan_at(state.cursor)?))
     }
 
-    /// Refuses positions that the stream never comes to.
-    fn check_cursor(&self, cursor: Cursor) -> Result<()> {
+    /// The plan of a position's window; refuses positions that the stream never comes to.
+    fn plan_at(&self, cursor: Cursor) -> Result<Option<WindowPlan>> {
         let Cursor { window, bin } = cursor;
-        let num_bins = match self.plan(window)? {
+        let plan = self.plan(window)?;
+        let num_bins = match &plan {
             Some(plan) => plan.num_bins(),
             // The end of a finite stream lies at the start of the window after the last.
-            None if window == 0 || self.plan(window - 1)?.is_some() => 0,
+            None if window == 0 || self.has_window(window - 1) => 0,
             None => {
                 return Err(Error::StateMismatch(format!(
                     "it stands in window {window}, which is past the end"
@@ -97,10 +105,13 @@ impl Stream {
             }
         };
         if bin > num_bins {
-            return Err(Error::StateMismatch(format!(
-                "it stands at bin {bin} of window {window}, which has {num_bins}"
-            )));
+            return Err(past_end(cursor, num_bins));
         }
-        Ok(())
+        Ok(plan)
+    }
+
+    fn has_window(&self, window: u64) -> bool {
+        let first = window.checked_mul(self.config.window_units());
+        first.is_some_and(|position| self.order.locate(position).is_some())
     }
 }

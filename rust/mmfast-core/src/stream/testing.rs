@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::*;
 use crate::objective::{Cm3, Sequence, SpanCount};
@@ -102,6 +103,8 @@ pub(super) fn config() -> StreamConfig {
     StreamConfig {
         seed: 17,
         window_documents: 64,
+        packing: Packing::BestFit,
+        cut_at: CutAt::Ids,
         bin_tokens: 96,
         max_document_tokens: None,
         global_batch_bins: 7,
@@ -132,6 +135,7 @@ pub(super) fn source(documents: Memory, max_epochs: Option<u64>) -> StreamSource
     StreamSource {
         name: "memory".to_string(),
         documents: Arc::new(documents),
+        groups: Groups::Single,
         weight: 1.0,
         max_epochs,
     }
@@ -145,12 +149,89 @@ pub(super) fn stream(
     Arc::new(Stream::new(config, sources, objective).unwrap())
 }
 
+/// A batch with its arrays, as one value.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Batch {
+    pub(super) num_rows: usize,
+    pub(super) row_tokens: usize,
+    pub(super) input_ids: Vec<i64>,
+    pub(super) labels: Vec<i64>,
+    pub(super) position_ids: Vec<i32>,
+    pub(super) document_ids: Vec<i32>,
+    pub(super) modality_ids: Vec<u8>,
+    pub(super) loss_weights: Vec<f32>,
+    pub(super) cu_seqlens: Vec<i32>,
+    pub(super) max_seqlen: i32,
+    pub(super) weight_sum: f64,
+    pub(super) num_tokens: u64,
+    pub(super) num_documents: u64,
+    pub(super) cursor: Cursor,
+    pub(super) counts: PlanCounts,
+}
+
+impl Batch {
+    pub(super) fn of(arrays: OwnedArrays, facts: BatchFacts) -> Self {
+        Self {
+            num_rows: facts.num_rows,
+            row_tokens: facts.row_tokens,
+            input_ids: arrays.input_ids,
+            labels: arrays.labels,
+            position_ids: arrays.position_ids,
+            document_ids: arrays.document_ids,
+            modality_ids: arrays.modality_ids,
+            loss_weights: arrays.loss_weights,
+            cu_seqlens: facts.cu_seqlens,
+            max_seqlen: facts.max_seqlen,
+            weight_sum: facts.weight_sum,
+            num_tokens: facts.num_tokens,
+            num_documents: facts.num_documents,
+            cursor: facts.cursor,
+            counts: facts.counts,
+        }
+    }
+}
+
+/// Arrays that hold what no batch does, so that whatever is not written shows.
+pub(super) fn soiled(stream: &Stream) -> OwnedArrays {
+    let config = stream.config();
+    let size = config.rows() as usize * config.bin_tokens as usize;
+    OwnedArrays {
+        input_ids: vec![-7; size],
+        labels: vec![-7; size],
+        position_ids: vec![-7; size],
+        document_ids: vec![-7; size],
+        modality_ids: vec![77; size],
+        loss_weights: vec![f32::NAN; size],
+    }
+}
+
+/// The next batch of a feeder.
+pub(super) fn fed(stream: &Stream, feeder: &mut Feeder) -> Result<Option<Batch>> {
+    let mut arrays = soiled(stream);
+    let facts = feeder.next_batch(&mut arrays)?;
+    Ok(facts.map(|facts| Batch::of(arrays, facts)))
+}
+
 /// The next batches from a position, without threads.
 pub(super) fn batches(stream: &Arc<Stream>, cursor: Cursor, num_batches: usize) -> Vec<Batch> {
     let mut feeder = Feeder::new(stream, cursor);
     (0..num_batches)
-        .map_while(|_| feeder.next_batch().unwrap())
+        .map_while(|_| fed(stream, &mut feeder).unwrap())
         .collect()
+}
+
+/// The next batch of a prefetcher, with as much memory as it wants.
+pub(super) fn next(stream: &Stream, prefetcher: &mut Prefetcher<OwnedArrays>) -> Option<Batch> {
+    loop {
+        for _ in 0..prefetcher.num_wanted() {
+            prefetcher.lend(soiled(stream));
+        }
+        match prefetcher.poll(Duration::from_secs(5)).unwrap() {
+            Poll::Batch(batch) => return Some(Batch::of(batch.memory, batch.facts)),
+            Poll::End => return None,
+            Poll::Pending => {}
+        }
+    }
 }
 
 /// A document as a row holds it: input ids, labels, weights.
