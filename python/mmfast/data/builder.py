@@ -18,6 +18,8 @@ import numpy.typing as npt
 
 from mmfast._mmfast import DatasetWriter
 from mmfast._mmfast import merge_datasets as _merge_datasets
+from mmfast.data.media import MediaReference
+from mmfast.data.segment import MEDIA
 
 # megatron-core stores ids as uint16 below this many, with a margin for padding the vocabulary.
 UINT16_BELOW = 65_500
@@ -120,8 +122,17 @@ class IndexedDatasetBuilder:
         """What is acknowledged: a builder that resumes will find at least this."""
         return self._written or Written(*self._writer.durable())
 
-    def add_item(self, ids: npt.ArrayLike, mode: int = 0) -> None:
-        """Adds one sequence to the open document; `end_document` ends it."""
+    def add_item(
+        self, ids: npt.ArrayLike, mode: int = 0, *, media: MediaReference | None = None
+    ) -> None:
+        """Adds one sequence to the open document; `end_document` ends it.
+
+        With `media` the ids are placeholders for what it names; their mode gets the bit `MEDIA`.
+        """
+        if media is not None:
+            mode = int(_modes([mode])[0]) | MEDIA
+            self._writer.add_referring_sequence(self._array(ids), mode, media.to_text())
+            return
         self._writer.add_sequence(self._array(ids), int(_modes([mode])[0]))
 
     def end_document(self) -> None:
@@ -129,9 +140,17 @@ class IndexedDatasetBuilder:
         self._writer.end_document()
 
     def add_document(
-        self, ids: npt.ArrayLike, lengths: npt.ArrayLike, modes: npt.ArrayLike | None = None
+        self,
+        ids: npt.ArrayLike,
+        lengths: npt.ArrayLike,
+        modes: npt.ArrayLike | None = None,
+        *,
+        media: Sequence[MediaReference | None] | None = None,
     ) -> None:
-        """Adds one document: `ids` of all its sequences back to back, `lengths` and `modes` of each."""
+        """Adds one document: `ids` of all its sequences back to back; `lengths`, `modes`, `media` of each."""
+        if media is not None:
+            self.add_documents(ids, lengths, [len(media)], modes, media=media)
+            return
         lengths = _counts(lengths)
         self._add(self._array(ids), lengths, _counts([len(lengths)]), modes)
 
@@ -141,6 +160,8 @@ class IndexedDatasetBuilder:
         lengths: npt.ArrayLike,
         document_lengths: npt.ArrayLike | None = None,
         modes: npt.ArrayLike | None = None,
+        *,
+        media: Sequence[MediaReference | None] | None = None,
     ) -> None:
         """Adds many documents at once, the fastest way.
 
@@ -149,10 +170,15 @@ class IndexedDatasetBuilder:
             lengths: length of each sequence, in ids.
             document_lengths: how many of these sequences each document has; one each by default.
             modes: mode byte of each sequence; 0 by default.
+            media: what each sequence's ids are placeholders for, None for those that are none. The others'
+                modes get the bit `MEDIA`.
         """
         lengths = _counts(lengths)
         counts = np.ones_like(lengths) if document_lengths is None else _counts(document_lengths)
-        self._add(self._array(flat), lengths, counts, modes)
+        if media is None:
+            self._add(self._array(flat), lengths, counts, modes)
+        else:
+            self._add_referring(self._array(flat), lengths, counts, modes, media)
 
     def add_index(self, prefix: str | Path) -> None:
         """Appends all documents of a published dataset of the same dtype and kind.
@@ -227,6 +253,23 @@ class IndexedDatasetBuilder:
         modes: npt.ArrayLike | None,
     ) -> None:
         self._writer.add_documents(ids, lengths, counts, None if modes is None else _modes(modes))
+
+    def _add_referring(
+        self,
+        ids: npt.NDArray[Any],
+        lengths: npt.NDArray[np.int64],
+        counts: npt.NDArray[np.int64],
+        modes: npt.ArrayLike | None,
+        media: Sequence[MediaReference | None],
+    ) -> None:
+        if len(media) != len(lengths):
+            raise ValueError(
+                f"there are {len(lengths)} sequences, but {len(media)} entries of media"
+            )
+        flags = np.array([MEDIA if entry else 0 for entry in media], np.uint8)
+        referring = flags if modes is None else _modes(modes) | flags
+        texts = [(i, entry.to_text()) for i, entry in enumerate(media) if entry]
+        self._writer.add_documents(ids, lengths, counts, referring, texts)
 
     def _array(self, ids: npt.ArrayLike) -> npt.NDArray[Any]:
         """The ids as a flat array of the dataset's dtype, or of int64 for the writer to check."""

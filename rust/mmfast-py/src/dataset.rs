@@ -258,7 +258,7 @@ impl DatasetReader {
         &self,
         py: Python<'py>,
         index: i64,
-    ) -> PyResult<Vec<(Bound<'py, PyUntypedArray>, u8)>> {
+    ) -> PyResult<Vec<(Bound<'py, PyUntypedArray>, u8, Option<String>)>> {
         let sequences = resolve("document", index, self.view.num_documents())
             .and_then(|document| self.view.document_sequences(document))
             .map_err(to_py)?;
@@ -266,7 +266,8 @@ impl DatasetReader {
             let (dataset, local) = self.view.locate(sequence).map_err(to_py)?;
             let tokens = dataset.token_range(local).map_err(to_py)?;
             let mode = dataset.mode(local).map_err(to_py)?;
-            Ok((self.array(py, &dataset, tokens)?, mode))
+            let media = dataset.media(local).map_err(to_py)?;
+            Ok((self.array(py, &dataset, tokens)?, mode, media))
         };
         sequences.map(segment).collect()
     }

@@ -77,6 +77,20 @@ impl DatasetWriter {
         })
     }
 
+    fn add_referring_sequence(
+        &self,
+        py: Python<'_>,
+        ids: &Bound<'_, PyAny>,
+        mode: u8,
+        reference: &str,
+    ) -> PyResult<()> {
+        with_tokens(ids, |tokens| {
+            self.with_writer(py, |writer| {
+                writer.add_referring_sequence(tokens, mode, Some(reference))
+            })
+        })
+    }
+
     fn end_document(&self, py: Python<'_>) -> PyResult<()> {
         self.with_writer(py, |writer| {
             writer.end_document();
@@ -84,6 +98,7 @@ impl DatasetWriter {
         })
     }
 
+    #[pyo3(signature = (ids, lengths, sequences_per_document, modes, references=Vec::new()))]
     fn add_documents(
         &self,
         py: Python<'_>,
@@ -91,17 +106,22 @@ impl DatasetWriter {
         lengths: &Bound<'_, PyArray1<i64>>,
         sequences_per_document: &Bound<'_, PyArray1<i64>>,
         modes: Option<&Bound<'_, PyArray1<u8>>>,
+        references: Vec<(u64, String)>,
     ) -> PyResult<()> {
         let lengths = lengths.try_readonly()?;
         let counts = sequences_per_document.try_readonly()?;
         let modes = modes.map(PyArrayMethods::try_readonly).transpose()?;
         let (lengths, counts) = (lengths.as_slice()?, counts.as_slice()?);
         let modes = modes.as_ref().map(|modes| modes.as_slice()).transpose()?;
+        let references: Vec<_> = references
+            .iter()
+            .map(|(at, text)| (*at, text.as_str()))
+            .collect();
         with_tokens(ids, |tokens| {
             self.with_writer(py, |writer| {
                 let lengths = each_fits(lengths, "sequence length")?;
                 let counts = each_fits(counts, "number of sequences in a document")?;
-                writer.add_documents(tokens, &lengths, &counts, modes)
+                writer.add_referring_documents(tokens, &lengths, &counts, modes, &references)
             })
         })
     }
