@@ -5,7 +5,6 @@
 use super::header::{Dtype, Header};
 use super::map::Tokens;
 use super::reader::IndexedDataset;
-use super::source::DocumentSource;
 use crate::error::{Error, Result};
 
 /// Counts of a dataset, or of a part of it.

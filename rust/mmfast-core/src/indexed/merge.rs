@@ -55,13 +55,13 @@ pub fn merge_on(vfs: Arc<dyn Vfs>, output: &Prefix, parts: &[Prefix]) -> Result<
         BlockSums::default(),
     )?;
     for part in &parts {
-        bin.push_file(&part.prefix().bin(), &part.block_sums())?;
+        bin.push_file(&part.prefix().bin(), &*part.block_sums()?)?;
     }
     let sums = bin.finish()?;
 
     let written = Written {
         num_documents: parts.iter().map(DocumentSource::num_documents).sum(),
-        num_sequences: parts.iter().map(DocumentSource::num_sequences).sum(),
+        num_sequences: parts.iter().map(IndexedDataset::num_sequences).sum(),
         num_tokens: parts.iter().map(IndexedDataset::num_tokens).sum(),
     };
     let header = Header {

@@ -6,6 +6,7 @@
 //! one. The data plane sees it through [`DocumentSource`], so that a stream can also run over
 //! documents that live in memory.
 
+mod access;
 mod append;
 mod blocks;
 mod contents;
@@ -22,23 +23,29 @@ mod publish;
 mod reader;
 mod replay;
 mod scan;
+mod shards;
 mod sidecar;
+mod soundness;
 mod source;
 #[cfg(test)]
 mod testing;
 mod verify;
+mod view;
 mod writer;
 
+pub use access::{Access, AccessChoice};
 pub use blocks::BLOCK_BYTES;
 pub use contents::Written;
 pub use gather::Gather;
 pub use header::{Dtype, HEADER_BYTES, Header, MAGIC, VERSION};
-pub use map::Tokens;
+pub use map::{Item, Tokens};
 pub use merge::{merge, merge_on};
 pub use prefix::Prefix;
 pub use reader::IndexedDataset;
 pub use scan::{NUM_MODALITIES, Scan, scan};
+pub use shards::ViewOptions;
 pub use sidecar::{Notes, Sidecar};
 pub use source::DocumentSource;
 pub use verify::{DamagedBlock, Verify};
+pub use view::DatasetView;
 pub use writer::DatasetWriter;

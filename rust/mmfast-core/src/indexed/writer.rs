@@ -210,7 +210,7 @@ impl DatasetWriter {
         self.record_if_due()?;
         self.joined.add(dataset)?;
         self.bin
-            .push_file(&dataset.prefix().bin(), &dataset.block_sums())?;
+            .push_file(&dataset.prefix().bin(), &*dataset.block_sums()?)?;
         self.contents.push_dataset(dataset);
         self.documents_end = self.bin.digest().mark();
         Ok(())
