@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::header::{Dtype, Header, Layout};
 use super::map::Map;
+use super::media::MEDIA_BIT;
 use super::soundness::{Reading, contiguous_tokens, loose_sequences, unwrapped, wrapped_tokens};
 use super::source::out_of_range;
 use crate::error::{Error, Result};
@@ -94,6 +95,13 @@ impl Index {
     /// Mode bytes, if the file has them.
     pub(super) fn modes(&self) -> Option<&[u8]> {
         self.map.bytes().get(self.layout.modes.clone()?)
+    }
+
+    /// Whether any sequence holds placeholders for media.
+    pub(super) fn has_media(&self) -> bool {
+        let modes = self.modes().unwrap_or_default();
+        // Without an early exit this is a few wide instructions.
+        modes.iter().fold(0, |all, mode| all | mode) & MEDIA_BIT != 0
     }
 
     /// Sequence lengths in order.

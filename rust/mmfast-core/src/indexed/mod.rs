@@ -1,6 +1,7 @@
 //! Megatron's indexed dataset (`<prefix>.bin` + `<prefix>.idx`, `MMIDIDX` version 1): documents made
 //! of sequences of token ids, each sequence with an optional mode byte. Beside the pair lies
-//! `<prefix>.mmf` with checksums and provenance; a pair without it is read as well.
+//! `<prefix>.mmf` with checksums and provenance; a pair without it is read as well. `<prefix>.media`, if there
+//! is one, says what placeholder ids stand for.
 //!
 //! [`DatasetWriter`] and [`merge`] publish a pair of files at once; [`IndexedDataset`] checks and maps
 //! one. The data plane sees it through [`DocumentSource`], so that a stream can also run over
@@ -16,6 +17,7 @@ mod index;
 mod joined;
 mod journal;
 mod map;
+mod media;
 mod merge;
 mod pair;
 mod prefix;
@@ -39,6 +41,7 @@ pub use contents::Written;
 pub use gather::Gather;
 pub use header::{Dtype, HEADER_BYTES, Header, MAGIC, VERSION};
 pub use map::{Item, Tokens};
+pub use media::{MAX_REFERENCE_BYTES, MEDIA_BIT};
 pub use merge::{merge, merge_on};
 pub use prefix::Prefix;
 pub use reader::IndexedDataset;

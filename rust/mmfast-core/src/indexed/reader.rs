@@ -9,10 +9,11 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use xxhash_rust::xxh3::Xxh3;
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::access::{Access, AccessChoice, Bin};
 use super::append::Digest;
@@ -20,6 +21,7 @@ use super::blocks::{BLOCK_BYTES, BlockSums};
 use super::header::Dtype;
 use super::index::Index;
 use super::map::{Item, Map, Tokens, plain_bytes_mut, widen_bytes};
+use super::media::Media;
 use super::prefix::Prefix;
 use super::publish;
 use super::sidecar::Sidecar;
@@ -46,6 +48,7 @@ pub struct IndexedDataset {
     /// Device and number of the `.idx`.
     identity: (u64, u64),
     sidecar: Option<(Sidecar, Checksums)>,
+    media: Option<Media>,
     /// Present if blocks are to be checked when they are first read.
     touched: Option<Touched>,
     fingerprint: OnceLock<u64>,
@@ -64,11 +67,12 @@ impl IndexedDataset {
     /// right now is waited for.
     pub fn open_on(vfs: &dyn Vfs, prefix: &Prefix, level: Verify) -> Result<Self> {
         let files = Files::open(vfs, prefix, level)?;
-        let access = Access::Mmap.choose(&files.bin)?;
+        let access = Access::Mmap.choose(&files.others.bin)?;
         let contents = Contents {
             index: Map::new(&files.idx)?,
-            bin: Bin::Mapped(Map::new(&files.bin)?),
-            sidecar: files.sidecar.as_ref().map(Map::new).transpose()?,
+            bin: Bin::Mapped(Map::new(&files.others.bin)?),
+            sidecar: files.others.sidecar.as_ref().map(Map::new).transpose()?,
+            media: files.others.media.as_ref().map(Map::new).transpose()?,
             access,
             identity: files.idx.identity()?,
         };
@@ -83,7 +87,7 @@ impl IndexedDataset {
         access: Access,
     ) -> Result<Self> {
         let files = Files::open(&**vfs, prefix, level)?;
-        let access = access.choose(&files.bin)?;
+        let access = access.choose(&files.others.bin)?;
         let content = |file: &File| {
             if access.is_mapped {
                 Map::new(file)
@@ -92,14 +96,15 @@ impl IndexedDataset {
             }
         };
         let index = content(&files.idx)?;
-        let sidecar = files.sidecar.as_ref().map(content).transpose()?;
+        let sidecar = files.others.sidecar.as_ref().map(content).transpose()?;
+        let media = files.others.media.as_ref().map(content).transpose()?;
         let identity = files.idx.identity()?;
         let bin = if access.is_mapped {
-            Bin::Mapped(Map::new(&files.bin)?)
+            Bin::Mapped(Map::new(&files.others.bin)?)
         } else {
             Bin::Read {
-                num_bytes: files.bin.num_bytes()?,
-                file: files.bin,
+                num_bytes: files.others.bin.num_bytes()?,
+                file: files.others.bin,
                 vfs: Arc::clone(vfs),
             }
         };
@@ -107,6 +112,7 @@ impl IndexedDataset {
             index,
             bin,
             sidecar,
+            media,
             access,
             identity,
         };
@@ -136,6 +142,18 @@ impl IndexedDataset {
             }
             None => None,
         };
+        let media = match contents.media {
+            Some(content) if index.has_media() => {
+                let hash = (level != Verify::None).then(|| xxh3_128(index.bytes()));
+                Some(Media::parse(
+                    &prefix.media(),
+                    content,
+                    hash,
+                    index.num_sequences(),
+                )?)
+            }
+            _ => None,
+        };
         let mut dataset = Self {
             prefix: prefix.clone(),
             index,
@@ -143,6 +161,7 @@ impl IndexedDataset {
             access: contents.access,
             identity: contents.identity,
             sidecar,
+            media,
             touched: None,
             fingerprint: OnceLock::new(),
         };
@@ -235,6 +254,11 @@ impl IndexedDataset {
     /// Whether the file carries a mode for each sequence. A file without sequences does not tell.
     pub fn has_modes(&self) -> bool {
         self.index.modes().is_some()
+    }
+
+    /// All sequences that have a media reference, with it.
+    pub fn references(&self) -> impl Iterator<Item = (u64, &str)> {
+        self.media.iter().flat_map(Media::iter)
     }
 
     /// What is not as megatron-core writes it but was understood, in sentences.
@@ -452,6 +476,7 @@ impl IndexedDataset {
     fn compute_fingerprint(&self) -> u64 {
         let mut hash = Xxh3::new();
         hash.update(self.index.bytes());
+        hash.update(self.media.as_ref().map_or(&[], Media::bytes));
         let num_bytes = self.bin.num_bytes();
         let step = num_bytes / FINGERPRINT_BLOCKS;
         let (step, block_bytes) = if step <= FINGERPRINT_BLOCK_BYTES {
@@ -490,6 +515,13 @@ impl DocumentSource for IndexedDataset {
         self.index.mode(sequence)
     }
 
+    fn media(&self, sequence: u64) -> Result<Option<String>> {
+        match &self.media {
+            Some(media) => Ok(media.get(sequence)?.map(str::to_string)),
+            None => Ok(None),
+        }
+    }
+
     fn read_into(&self, sequences: Range<u64>, skip: u64, out: &mut [i64]) -> Result<()> {
         let run = self.byte_range(&sequences)?;
         let item_bytes = self.dtype().item_bytes() as u64;
@@ -520,7 +552,7 @@ impl DocumentSource for IndexedDataset {
         self.bin.prefetch(start..end);
     }
 
-    /// Hash of the whole index and of 64 blocks of 4 KiB of `.bin` (all of it when it is small).
+    /// Hash of the whole index, of the media references and of 64 blocks of 4 KiB of `.bin` (all of it when it is small).
     fn fingerprint(&self) -> u64 {
         *self.fingerprint.get_or_init(|| self.compute_fingerprint())
     }
@@ -531,6 +563,7 @@ struct Contents {
     index: Map,
     bin: Bin,
     sidecar: Option<Map>,
+    media: Option<Map>,
     access: AccessChoice,
     identity: (u64, u64),
 }
@@ -538,8 +571,14 @@ struct Contents {
 /// The files of one published dataset.
 struct Files {
     idx: File,
+    others: Others,
+}
+
+/// Those beside the `.idx`.
+struct Others {
     bin: File,
     sidecar: Option<File>,
+    media: Option<File>,
 }
 
 impl Files {
@@ -559,8 +598,10 @@ impl Files {
             // A writer takes the `.idx` away first and brings it last: while it is in place, the
             // others are those that belong to it, and if one is missing, it is missing.
             if idx.is_in_place()? {
-                let (bin, sidecar) = others?;
-                return Ok(Self { idx, bin, sidecar });
+                return Ok(Self {
+                    idx,
+                    others: others?,
+                });
             }
         }
         Err(Error::Locked {
@@ -568,12 +609,17 @@ impl Files {
         })
     }
 
-    /// Opens `.bin` and, unless it is not asked for, the sidecar if there is one.
-    fn open_others(vfs: &dyn Vfs, prefix: &Prefix, level: Verify) -> Result<(File, Option<File>)> {
-        let bin = vfs.open(&prefix.bin())?;
-        let has_sidecar = level != Verify::None && vfs.exists(&prefix.sidecar())?;
-        let sidecar = has_sidecar.then(|| vfs.open(&prefix.sidecar()));
-        Ok((bin, sidecar.transpose()?))
+    /// Opens `.bin` and, if they are there, the sidecar, unless it is not asked for, and the references.
+    fn open_others(vfs: &dyn Vfs, prefix: &Prefix, level: Verify) -> Result<Others> {
+        let optional = |path: PathBuf, is_wanted: bool| {
+            let is_there = is_wanted && vfs.exists(&path)?;
+            is_there.then(|| vfs.open(&path)).transpose()
+        };
+        Ok(Others {
+            bin: vfs.open(&prefix.bin())?,
+            sidecar: optional(prefix.sidecar(), level != Verify::None)?,
+            media: optional(prefix.media(), true)?,
+        })
     }
 }
 

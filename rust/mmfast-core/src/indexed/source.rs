@@ -25,6 +25,11 @@ pub trait DocumentSource: Send + Sync {
     /// (0x40) "no loss". 0 where the data has no modes.
     fn mode(&self, sequence: u64) -> Result<u8>;
 
+    /// What the placeholder ids of a sequence stand for, if the data says so.
+    fn media(&self, _sequence: u64) -> Result<Option<String>> {
+        Ok(None)
+    }
+
     /// Fills `out` with ids, widened to 64 bits: of the given sequences one after the other, `skip` ids
     /// are passed over and the next `out.len()` are copied.
     ///

@@ -401,6 +401,11 @@ impl DocumentSource for DatasetView {
         self.shards.get(shard)?.mode(local)
     }
 
+    fn media(&self, sequence: u64) -> Result<Option<String>> {
+        let (shard, local) = self.shards.locate_sequence(sequence)?;
+        self.shards.get(shard)?.media(local)
+    }
+
     fn read_into(&self, sequences: Range<u64>, skip: u64, out: &mut [i64]) -> Result<()> {
         if sequences.is_empty() {
             return self.shards.get(0)?.read_into(0..0, skip, out);
