@@ -37,7 +37,7 @@ pub(crate) fn megatron_indices<'py>(
     extra_token: bool,
     drop_last: bool,
 ) -> PyResult<MegatronArrays<'py>> {
-    let dataset = &reader.dataset;
+    let view = &reader.view;
     let config = MegatronConfig {
         sequence_length,
         num_samples,
@@ -46,10 +46,13 @@ pub(crate) fn megatron_indices<'py>(
         drop_last,
     };
     let indices = run_detached(py, || {
-        require_divisible(dataset.as_ref(), start..stop)?;
         let first = u32::try_from(start).unwrap_or(u32::MAX);
         let lengths: Result<Vec<u32>> = (start..stop)
-            .map(|sequence| dataset.sequence_length(sequence))
+            .map(|nth| {
+                let sequence = view.nth_sequence(nth)?;
+                require_divisible(view, sequence..sequence + 1)?;
+                view.sequence_length(sequence)
+            })
             .collect();
         MegatronIndices::new(&lengths?, first, &config)
     })?;

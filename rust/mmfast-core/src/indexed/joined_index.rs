@@ -8,7 +8,6 @@ use super::append::Digest;
 use super::header::{HEADER_BYTES, Header};
 use super::pair::{SizeAndHash, WrittenIndex};
 use super::reader::IndexedDataset;
-use super::source::DocumentSource;
 use crate::error::{Error, Result};
 use crate::vfs::{File, Vfs};
 

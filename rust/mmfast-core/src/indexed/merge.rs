@@ -3,7 +3,7 @@
 //!
 //! One part is open at a time, so any number of them goes with few files and maps. Each is opened
 //! twice: first to check them all and to see how large the result will be, then to copy it. Memory is
-//! a few hundred bytes a part and 8 bytes a block of ids.
+//! a few hundred bytes a part, 8 bytes a block of ids, and the texts of media references.
 //!
 //! Checksums are those of the parts, not computed anew, so damage that was in a part is found in the
 //! result. Only a part without a sidecar is read for it.
@@ -16,7 +16,8 @@ use super::contents::{Written, require_alike};
 use super::header::{Dtype, Header};
 use super::joined::JoinedNotes;
 use super::joined_index::JoinedIndex;
-use super::pair::write_sidecar;
+use super::media::References;
+use super::pair::{write_references, write_sidecar};
 use super::prefix::Prefix;
 use super::publish::Staging;
 use super::reader::IndexedDataset;
@@ -39,6 +40,8 @@ pub fn merge_on(vfs: Arc<dyn Vfs>, output: &Prefix, parts: &[Prefix]) -> Result<
     let vfs = staging.vfs();
     let mut bin = AppendFile::create(Arc::clone(vfs), &output.new_bin(), BlockSums::default())?;
     let mut index = JoinedIndex::create(Arc::clone(vfs), &output.new_idx(), &plan.header)?;
+    let mut references = References::default();
+    let mut num_sequences = 0;
     for (part, expected) in parts.iter().zip(&plan.parts) {
         let part = IndexedDataset::open_on(&**vfs, part, Verify::Index)?;
         if counts(&part) != *expected {
@@ -47,11 +50,16 @@ pub fn merge_on(vfs: Arc<dyn Vfs>, output: &Prefix, parts: &[Prefix]) -> Result<
                 "it was replaced while it was merged; nothing has been published, merge again",
             ));
         }
-        bin.push_file(&part.prefix().bin(), &part.block_sums())?;
+        bin.push_file(&part.prefix().bin(), &*part.block_sums()?)?;
         index.push(&part)?;
+        for (sequence, text) in part.references() {
+            references.push(num_sequences + sequence, text);
+        }
+        num_sequences += part.num_sequences();
     }
     let sums = bin.finish()?;
     let index = index.finish()?;
+    write_references(&staging, &index, || references.iter_from(0))?;
     let mut notes = Notes::default();
     plan.joined.finish(&mut notes);
     write_sidecar(&staging, &plan.header, plan.written, &index, sums, notes)?;
