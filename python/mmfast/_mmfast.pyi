@@ -71,7 +71,7 @@ class BatchLoader:
     def __new__(
         cls,
         /,
-        prefixes: Sequence[str | PathLike[str]],
+        readers: Sequence[DatasetReader],
         weights: Sequence[float],
         max_epochs: Sequence[int | None],
         groups: Sequence[npt.NDArray[np.uint64] | int | None],

@@ -274,6 +274,38 @@ def test_pread_owns_its_memory_and_refuses_a_file_that_was_cut(tmp_path: Path) -
         IndexedDataset(tmp_path / "a", access="smoke")  # type: ignore[arg-type]
 
 
+def test_a_loader_takes_several_prefixes_a_pattern_and_parts(shards, tmp_path: Path) -> None:
+    from mmfast.data import Loader, Source
+    from mmfast.objectives import NextToken
+
+    prefixes, _ = shards
+
+    def batches(source: object) -> list[list[int]]:
+        loader = Loader(
+            [Source(source, max_epochs=1)],  # type: ignore[arg-type]
+            NextToken(),
+            bin_tokens=16,
+            global_batch_bins=2,
+            window_documents=8,
+        )
+        found = [batch.input_ids.flatten().tolist() for batch in loader]
+        state = loader.state_dict()
+        loader.close()
+        return [*found, [hash(state["fingerprint"])]]
+
+    dataset = IndexedDataset(prefixes)
+    expected = batches(dataset)
+    assert len(expected) > 2
+    assert batches(prefixes) == batches(tmp_path / "shard-*") == expected
+    assert batches(IndexedDataset(prefixes, access="pread", max_open=1)) == expected
+    part = dataset.split({"a": 1, "b": 1}, seed=1)["b"]
+    ids = sorted(i for row in batches(part)[:-1] for i in row if i)
+    assert ids == sorted(i for document in read(part) for ids, _ in document for i in ids if i)
+    assert batches(part)[-1] != expected[-1]
+    with pytest.raises(FileNotFoundError):
+        batches(tmp_path / "missing")
+
+
 def test_a_local_disk_is_mapped_without_being_asked(tmp_path: Path) -> None:
     write(tmp_path / "a", documents_from(2, 3))
     assert IndexedDataset(tmp_path / "a").access.startswith("mmap (")

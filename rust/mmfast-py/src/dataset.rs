@@ -69,6 +69,21 @@ impl DatasetReader {
         })
     }
 
+    /// What the loader streams over, and what errors call it.
+    pub(crate) fn source(&self) -> (Arc<dyn DocumentSource>, String) {
+        let documents: Arc<dyn DocumentSource> = match self.view.whole_dataset() {
+            Some(dataset) => dataset,
+            None => Arc::new(self.view.clone()),
+        };
+        let prefixes = self.view.prefixes();
+        let name = match prefixes.split_first() {
+            Some((first, [])) => first.display().to_string(),
+            Some((first, others)) => format!("{} and {} more", first.display(), others.len()),
+            None => String::new(),
+        };
+        (documents, name)
+    }
+
     /// A sequence of the view, counted from 0 or from its end.
     fn nth_sequence(&self, index: i64) -> Result<u64> {
         let num_sequences = self.view.num_sequences()?;
