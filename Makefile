@@ -14,7 +14,7 @@ TORCH_BACKEND ?=
 UV_FLAGS := $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND),)
 # What development needs: the package's own requirements, the extras its tests use, the tools.
 DEV_REQUIREMENTS := -r pyproject.toml --extra demo --extra eval --extra parquet --group dev
-RUST_SOURCES := $(shell find rust -path rust/target -prune -o -name '*.rs' -o -name Cargo.toml 2>/dev/null) Cargo.toml Cargo.lock
+RUST_SOURCES := $(shell find rust -path rust/fuzz -prune -o -name '*.rs' -o -name Cargo.toml 2>/dev/null) Cargo.toml Cargo.lock
 PYTHON_SOURCES := $(shell find python kernels -name '*.py' -o -name '*.pyi' -o -name '*.yaml' 2>/dev/null)
 STAMP_DEPS := $(VENV)/.stamp-dependencies
 STAMP_BUILD := $(VENV)/.stamp-build
@@ -67,6 +67,22 @@ test-rust: $(STAMP_BUILD)
 .PHONY: test-python
 test-python: $(STAMP_BUILD)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# Names of rows of tests/reliability/rows.py, to run only these; then no page is written.
+ROWS ?=
+
+.PHONY: reliability
+reliability: $(STAMP_BUILD) ## the long crash, fault, damage and fuzz tests; writes docs/reliability.md
+	$(BIN)/python -m tests.reliability.run $(ROWS)
+
+# Seconds that each target runs.
+FUZZ_SECS ?= 60
+
+.PHONY: fuzz
+fuzz: ## libFuzzer on the parsers; needs cargo-fuzz: FUZZ_SECS=60
+	cd rust/fuzz && cargo run --quiet --bin seeds corpus
+	cd rust/fuzz && for target in index sidecar journal; do \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir . $$target -- -max_total_time=$(FUZZ_SECS) -malloc_limit_mb=64; done
 
 # The wheel is built from the sdist, opened, and installed into an environment that holds nothing else.
 dist/.stamp-wheel: $(STAMP_DEPS) $(RUST_SOURCES) $(PYTHON_SOURCES) pyproject.toml README.md

@@ -104,6 +104,7 @@ BATCHES = "32 x 4,096 int64 batches"
 PACK = "pack 2 M lengths, {}"
 PACK_SMALL = "pack 20,000 lengths, lognormal"
 PACK_WINDOW = "pack a window of 65,536 lengths, lognormal"
+RESUME = "resume, to the first batch of 32 x 4,096"
 CORPORA = ("lognormal", "half a row", "captioned images")
 
 # The contender of each group that the others are compared with.
@@ -115,6 +116,7 @@ PEER_OF_GROUP = {
     OPEN: "megatron-core",
     READ: "megatron-core ds[i], in place",
     BATCHES: "megatron-core GPTDataset + collate",
+    RESUME: "megatron-core GPTDataset, indices cached, new",
     PACK_SMALL: "trl algorithm, all at once",
     **{PACK.format(corpus): "trl algorithm, all at once" for corpus in CORPORA},
 }
@@ -228,5 +230,17 @@ TARGETS = (
         "{:.4f} %",
         fact(PACK_WINDOW, "mmfast pack, a window", "fill_lost_percent"),
         at_most=0.01,
+    ),
+    Target(
+        "resume at any step, unpacked, with its first batch",
+        "{:.2f} ms",
+        milliseconds(RESUME, "mmfast Loader, unpacked, warm"),
+        at_most=1,
+    ),
+    Target(
+        "resume at any step, packed, with its first batch",
+        "{:.1f} ms",
+        milliseconds(RESUME, "mmfast Loader, packed, warm"),
+        at_most=20,
     ),
 )

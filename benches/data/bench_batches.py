@@ -11,8 +11,7 @@ What each contender delivers:
 - `numpy gather` copies such rows and makes labels of the same ids: the floor.
 """
 
-import logging
-import types
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -28,7 +27,7 @@ pytestmark = pytest.mark.benchmark(group="32 x 4,096 int64 batches")
 
 
 @pytest.fixture
-def choose() -> "types.FunctionType":
+def choose() -> Callable[[int], np.ndarray]:
     """`choose(num_rows)`: the numbers of 32 random rows."""
     generator = np.random.default_rng(0)
     return lambda num_rows: generator.integers(0, num_rows, ROWS)
@@ -83,8 +82,8 @@ def test_batches_megatron_order(measure_batches, dataset_prefix, choose) -> None
     measure_batches("mmfast MegatronOrder, stacked", batch)
 
 
-def test_batches_megatron(measure_batches, megatron_dataset, choose) -> None:
-    dataset = gpt_dataset(megatron_dataset)
+def test_batches_megatron(measure_batches, gpt_dataset, megatron_dataset, tmp_path, choose) -> None:
+    dataset = gpt_dataset(megatron_dataset, tmp_path)
 
     def batch() -> None:
         torch.utils.data.default_collate([dataset[i] for i in choose(len(dataset)).tolist()])
@@ -128,30 +127,3 @@ def test_batches_litdata(measure_batches, litdata_tokens) -> None:
     batches = iter(loader)
     assert next(batches).shape == (ROWS, LENGTH)
     measure_batches("litdata TokensLoader, shuffled", lambda: next(batches).long())
-
-
-def gpt_dataset(low_level):
-    """megatron-core's dataset of all documents, without cache and masks that nobody asked for."""
-    peer = pytest.importorskip(
-        "megatron.core.datasets.gpt_dataset", reason="megatron-core is not installed"
-    )
-    from megatron.core.datasets.utils import Split
-
-    config = peer.GPTDatasetConfig(
-        random_seed=1,
-        sequence_length=LENGTH,
-        split="1,0,0",
-        tokenizer=types.SimpleNamespace(
-            eod=-2, pad=-1, vocab_size=65_000, unique_identifiers={"class": "none"}
-        ),
-        reset_position_ids=False,
-        reset_attention_mask=False,
-        eod_mask_loss=False,
-        create_attention_mask=False,
-    )
-    indices = np.arange(len(low_level), dtype=np.int32)
-    logging.disable(logging.WARNING)  # it warns that the indices are not cached
-    try:
-        return peer.GPTDataset(low_level, None, indices, None, Split.train, config)
-    finally:
-        logging.disable(logging.NOTSET)

@@ -80,14 +80,17 @@ def test_batch_mmfast(measure, corpus, unpublished) -> None:
 
 
 @BATCH
-def test_batch_mmfast_published(measure, corpus, folder) -> None:
+@pytest.mark.parametrize("journaled", [False, True], ids=["", "journaled"])
+def test_batch_mmfast_published(measure, corpus, folder, journaled) -> None:
+    """A journal acknowledges documents every 64 MiB, with an fsync."""
     ids, lengths = corpus
 
     def write() -> None:
-        with IndexedDatasetBuilder(folder / "ours", dtype="int32") as builder:
+        with IndexedDatasetBuilder(folder / "ours", dtype="int32", resume=journaled) as builder:
             builder.add_documents(ids, lengths)
 
-    measure("mmfast add_documents, published (fsync)", write, ids.nbytes, "B")
+    words = "journaled, published" if journaled else "published"
+    measure(f"mmfast add_documents, {words} (fsync)", write, ids.nbytes, "B")
 
 
 @BATCH

@@ -4,6 +4,8 @@ Every peer gets the settings that are fastest for it among the reasonable ones: 
 shards, ids as plain bytes where it has no cheaper way.
 """
 
+import types
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,37 @@ def megatron_dataset(dataset_prefix):
         "megatron.core.datasets.indexed_dataset", reason="megatron-core is not installed"
     )
     return peer.IndexedDataset(str(dataset_prefix))
+
+
+@pytest.fixture(scope="session")
+def gpt_dataset() -> Callable:
+    """`gpt_dataset(low_level, cache)`: megatron-core's samples of 4,096 ids, shuffled, over all documents.
+
+    Without masks that nobody asked for; its indices are kept in the folder `cache`.
+    """
+    peer = pytest.importorskip(
+        "megatron.core.datasets.gpt_dataset", reason="megatron-core is not installed"
+    )
+    from megatron.core.datasets.utils import Split
+
+    def make(low_level, cache: Path):
+        config = peer.GPTDatasetConfig(
+            random_seed=1,
+            sequence_length=ROW,
+            split="1,0,0",
+            path_to_cache=str(cache),
+            tokenizer=types.SimpleNamespace(
+                eod=-2, pad=-1, vocab_size=65_000, unique_identifiers={"class": "none"}
+            ),
+            reset_position_ids=False,
+            reset_attention_mask=False,
+            eod_mask_loss=False,
+            create_attention_mask=False,
+        )
+        indices = np.arange(len(low_level), dtype=np.int32)
+        return peer.GPTDataset(low_level, None, indices, None, Split.train, config)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,10 @@
 Runs where megatron-core is installed and mmfast is not (`make peers`). For each prefix with a
 `<prefix>.npz` beside it (keys: `flat lengths document_lengths modes multimodal parts`):
 
-- megatron-core's `IndexedDataset` must read the ids, document boundaries and modes of the `.npz`;
-- megatron-core's `IndexedDatasetBuilder`, given the same, must write the very same bytes, and its
-  `add_index` over `parts` the bytes of our merge.
+- megatron-core's `IndexedDataset` must read the ids, document boundaries and modes of the `.npz` (unless
+  there are no ids: it cannot open an empty file);
+- megatron-core's `IndexedDatasetBuilder`, given the same by items and by documents, must write the very
+  same bytes, and its `add_index` over `parts` the bytes of our merge.
 
 Usage: `python tests/peers/check_megatron.py PREFIX...`
 """
@@ -46,32 +47,54 @@ def differences_in_reading(prefix: str, content: dict[str, np.ndarray]) -> list[
     return found
 
 
+def add_items(builder: IndexedDatasetBuilder, content: dict[str, np.ndarray]) -> None:
+    sequence = end = 0
+    for num_sequences in content["document_lengths"]:
+        for _ in range(num_sequences):
+            start, end = end, end + content["lengths"][sequence]
+            mode = int(content["modes"][sequence]) if builder.multimodal else 0
+            builder.add_item(wide(content["flat"][start:end]), mode)
+            sequence += 1
+        builder.end_document()
+
+
+def add_documents(builder: IndexedDatasetBuilder, content: dict[str, np.ndarray]) -> None:
+    sequence = end = 0
+    for num_sequences in content["document_lengths"]:
+        lengths = content["lengths"][sequence : sequence + num_sequences].tolist()
+        modes = content["modes"][sequence : sequence + num_sequences].tolist()
+        start, end = end, end + sum(lengths)
+        builder.add_document(wide(content["flat"][start:end]), lengths, modes)
+        sequence += num_sequences
+
+
+def wide(ids: np.ndarray) -> torch.Tensor:
+    """A tensor of a type that every version of torch has; the builder casts it back."""
+    return torch.from_numpy(ids.astype("float64" if ids.dtype.kind == "f" else "int64"))
+
+
 def differences_in_writing(prefix: str, content: dict[str, np.ndarray], scratch: Path) -> list[str]:
     """Files of `prefix` whose bytes differ from those megatron-core writes for `content`."""
-    multimodal = bool(content["multimodal"])
-    builder = IndexedDatasetBuilder(
-        str(scratch / "peer.bin"), dtype=content["flat"].dtype.type, multimodal=multimodal
-    )
-    if len(content["parts"]):
+
+    def add_parts(builder: IndexedDatasetBuilder, content: dict[str, np.ndarray]) -> None:
         for part in content["parts"]:
-            builder.add_index(str(Path(prefix).with_name(str(part))))
-    else:
-        sequence = end = 0
-        for num_sequences in content["document_lengths"]:
-            for _ in range(num_sequences):
-                start, end = end, end + content["lengths"][sequence]
-                # A tensor of a type that every version of torch has; the builder casts it back.
-                ids = content["flat"][start:end]
-                wide = torch.from_numpy(ids.astype("float64" if ids.dtype.kind == "f" else "int64"))
-                builder.add_item(wide, int(content["modes"][sequence]) if multimodal else 0)
-                sequence += 1
-            builder.end_document()
-    builder.finalize(str(scratch / "peer.idx"))
-    return [
-        f"bytes of {suffix}"
-        for suffix in (".bin", ".idx")
-        if not filecmp.cmp(f"{prefix}{suffix}", scratch / f"peer{suffix}", shallow=False)
-    ]
+            builder.add_index(str(Path(prefix).parent / str(part)))
+
+    found = []
+    for add in [add_parts] if len(content["parts"]) else [add_items, add_documents]:
+        builder = IndexedDatasetBuilder(
+            str(scratch / "peer.bin"),
+            dtype=content["flat"].dtype.type,
+            multimodal=bool(content["multimodal"]),
+        )
+        add(builder, content)
+        builder.finalize(str(scratch / "peer.idx"))
+        found += [
+            f"bytes of {suffix} by {add.__name__}"
+            for suffix in (".bin", ".idx")
+            if not filecmp.cmp(f"{prefix}{suffix}", scratch / f"peer{suffix}", shallow=False)
+        ]
+    return found
 
 
 def main() -> int:
@@ -80,7 +103,7 @@ def main() -> int:
         with np.load(f"{prefix}.npz") as file:
             content = dict(file)
         with tempfile.TemporaryDirectory() as scratch:
-            found = differences_in_reading(prefix, content)
+            found = differences_in_reading(prefix, content) if content["flat"].size else []
             found += differences_in_writing(prefix, content, Path(scratch))
         failed += bool(found)
         sys.stdout.write(f"{'DIFFERS' if found else 'same'} {prefix} {', '.join(found[:5])}\n")

@@ -81,7 +81,7 @@ class MegatronOrder:
         if not 0 <= start <= stop <= len(self.dataset):
             raise ValueError(
                 f"sequences {start}..{stop} are not a range of the {len(self.dataset):,} in "
-                f"{self.dataset.prefix}"
+                f"{self.dataset.name}"
             )
         if not 0 <= seed <= MAX_SEED:
             raise ValueError(f"seed must be between 0 and 2^32 - 1 for Megatron, found {seed}")

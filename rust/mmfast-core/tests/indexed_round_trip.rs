@@ -1,13 +1,17 @@
 //! What is written is read back, for every dtype, and merging is the same as writing in a row.
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
+#[path = "reliability/figures.rs"]
+mod figures;
+
 use std::path::Path;
 
 use mmfast_core::Error;
 use mmfast_core::indexed::{
-    DatasetWriter, DocumentSource, Dtype, IndexedDataset, Prefix, Tokens, merge, scan,
+    DatasetWriter, DocumentSource, Dtype, IndexedDataset, Notes, Prefix, Tokens, merge, scan,
 };
 use proptest::prelude::*;
+use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 
 /// Documents made of (ids, mode) sequences.
 type Documents = Vec<Vec<(Vec<i64>, u8)>>;
@@ -28,13 +32,27 @@ fn prefix(folder: &Path, name: &str) -> Prefix {
 fn write(at: &Prefix, dtype: Dtype, has_modes: bool, documents: &Documents) {
     let mut writer = DatasetWriter::create(at, dtype, has_modes).unwrap();
     for document in documents {
-        for (ids, mode) in document {
-            let mode = if has_modes { *mode } else { 0 };
-            writer.add_sequence(Tokens::I64(ids), mode).unwrap();
-        }
-        writer.end_document();
+        add(&mut writer, document, has_modes);
     }
     writer.finish().unwrap();
+}
+
+fn add(writer: &mut DatasetWriter, document: &[(Vec<i64>, u8)], has_modes: bool) {
+    for (ids, mode) in document {
+        let mode = if has_modes { *mode } else { 0 };
+        writer.add_sequence(Tokens::I64(ids), mode).unwrap();
+    }
+    writer.end_document();
+}
+
+/// In memory where the system has a place for that: nothing here needs to be durable.
+fn folder() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() {
+        tempfile::tempdir_in(memory).unwrap()
+    } else {
+        tempfile::tempdir().unwrap()
+    }
 }
 
 fn read(at: &Prefix) -> Documents {
@@ -118,39 +136,57 @@ fn arbitrary_dataset() -> impl Strategy<Value = (Dtype, bool, Documents)> {
     })
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+/// Tries a property on many random datasets, the same ones every time.
+fn for_all<S: Strategy>(strategy: &S, property: impl Fn(S::Value)) {
+    let num_cases = figures::scaled(48, 10_000);
+    let config = ProptestConfig {
+        cases: u32::try_from(num_cases).unwrap(),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    let draws = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let mut runner = TestRunner::new_with_rng(config, draws);
+    let run = runner.run(strategy, |value| {
+        property(value);
+        Ok(())
+    });
+    run.unwrap_or_else(|error| panic!("{error}"));
+    figures::report(num_cases, "random datasets", None, "no exception");
+}
 
-    #[test]
-    fn what_is_written_is_read_back((dtype, has_modes, documents) in arbitrary_dataset()) {
-        let folder = tempfile::tempdir().unwrap();
-        let at = prefix(folder.path(), "a");
-        write(&at, dtype, has_modes, &documents);
-        prop_assert_eq!(file_bytes(&at), described_bytes(dtype, has_modes, &documents));
-        prop_assert_eq!(read(&at), documents);
-    }
-
-    #[test]
-    fn a_batch_writes_the_same_bytes_as_single_calls((dtype, has_modes, documents) in arbitrary_dataset()) {
-        let folder = tempfile::tempdir().unwrap();
+#[test]
+fn what_is_written_is_read_back() {
+    for_all(&arbitrary_dataset(), |(dtype, has_modes, documents)| {
+        let folder = folder();
         let (one, batch) = (prefix(folder.path(), "one"), prefix(folder.path(), "batch"));
         write(&one, dtype, has_modes, &documents);
+        assert_eq!(
+            file_bytes(&one),
+            described_bytes(dtype, has_modes, &documents)
+        );
+        assert_eq!(read(&one), documents);
+
+        // All at once, the same.
         let sequences: Vec<_> = documents.iter().flatten().cloned().collect();
         let ids: Vec<i64> = sequences.iter().flat_map(|(ids, _)| ids.clone()).collect();
-        let lengths: Vec<u32> = sequences.iter().map(|(ids, _)| u32::try_from(ids.len()).unwrap()).collect();
+        let length = |(ids, _): &(Vec<i64>, u8)| u32::try_from(ids.len()).unwrap();
+        let lengths: Vec<u32> = sequences.iter().map(length).collect();
         let counts: Vec<u64> = documents.iter().map(|d| d.len() as u64).collect();
         let modes: Vec<u8> = sequences.iter().map(|(_, mode)| *mode).collect();
         let mut writer = DatasetWriter::create(&batch, dtype, has_modes).unwrap();
-        writer.add_documents(Tokens::I64(&ids), &lengths, &counts, Some(&modes)).unwrap();
+        writer
+            .add_documents(Tokens::I64(&ids), &lengths, &counts, Some(&modes))
+            .unwrap();
         writer.finish().unwrap();
-        prop_assert_eq!(file_bytes(&batch), file_bytes(&one));
-    }
+        assert_eq!(file_bytes(&batch), file_bytes(&one));
+    });
+}
 
-    #[test]
-    fn merging_is_associative_and_equals_writing_in_a_row(
-        documents in arbitrary_documents(Dtype::U16), a in 0..9_usize, b in 0..9_usize,
-    ) {
-        let folder = tempfile::tempdir().unwrap();
+#[test]
+fn merging_is_associative_and_equals_writing_in_a_row() {
+    let strategy = (arbitrary_documents(Dtype::U16), 0..9_usize, 0..9_usize);
+    for_all(&strategy, |(documents, a, b)| {
+        let folder = folder();
         let name = |name: &str| prefix(folder.path(), name);
         let (a, b) = (a.min(b).min(documents.len()), a.max(b).min(documents.len()));
         let whole = name("whole");
@@ -165,15 +201,53 @@ proptest! {
         merge(&name("pqr"), &[name("p"), name("q"), name("r")]).unwrap();
         // A merge all of whose parts are empty cannot know that they were multimodal: same bytes.
         for merged in ["pq+r", "p+qr", "pqr"] {
-            prop_assert_eq!(file_bytes(&name(merged)), file_bytes(&whole));
+            assert_eq!(file_bytes(&name(merged)), file_bytes(&whole));
         }
         let mut writer = DatasetWriter::create(&name("added"), Dtype::U16, true).unwrap();
         for part in ["p", "q", "r"] {
-            writer.add_dataset(&IndexedDataset::open(&name(part)).unwrap()).unwrap();
+            let part = IndexedDataset::open(&name(part)).unwrap();
+            writer.add_dataset(&part).unwrap();
         }
         writer.finish().unwrap();
-        prop_assert_eq!(file_bytes(&name("added")), file_bytes(&whole));
-    }
+        assert_eq!(file_bytes(&name("added")), file_bytes(&whole));
+    });
+}
+
+/// A writer that is given up and gone on with wherever it is, flushed or not before.
+#[test]
+fn a_dataset_written_with_interruptions_equals_one_written_in_a_row() {
+    let interruptions = proptest::collection::vec((0..9_usize, any::<bool>()), 0..5);
+    let strategy = (arbitrary_dataset(), interruptions);
+    for_all(
+        &strategy,
+        |((dtype, has_modes, documents), interruptions)| {
+            let folder = folder();
+            let (whole, broken) = (prefix(folder.path(), "a"), prefix(folder.path(), "b"));
+            write(&whole, dtype, has_modes, &documents);
+            let resume =
+                || DatasetWriter::resume(&broken, dtype, has_modes, Notes::default()).unwrap();
+            let mut acknowledged = 0;
+            for (num_added, is_flushed) in interruptions {
+                let mut writer = resume();
+                let first = usize::try_from(writer.written().num_documents).unwrap();
+                assert_eq!(first, acknowledged);
+                for document in documents.iter().skip(first).take(num_added) {
+                    add(&mut writer, document, has_modes);
+                }
+                if is_flushed {
+                    acknowledged = usize::try_from(writer.flush().unwrap().num_documents).unwrap();
+                }
+            }
+            let mut writer = resume();
+            for document in documents.iter().skip(acknowledged) {
+                add(&mut writer, document, has_modes);
+            }
+            writer.finish().unwrap();
+            assert_eq!(file_bytes(&broken), file_bytes(&whole));
+            let sidecar = |at: &Prefix| std::fs::read(at.sidecar()).unwrap();
+            assert_eq!(sidecar(&broken), sidecar(&whole));
+        },
+    );
 }
 
 #[test]

@@ -39,7 +39,7 @@ pub(crate) fn megatron_indices<'py>(
     extra_token: bool,
     drop_last: bool,
 ) -> PyResult<MegatronArrays<'py>> {
-    let dataset = &reader.dataset;
+    let view = &reader.view;
     let config = MegatronConfig {
         sequence_length,
         num_samples,
@@ -48,10 +48,13 @@ pub(crate) fn megatron_indices<'py>(
         drop_last,
     };
     let indices = run_detached(py, || {
-        require_divisible(dataset.as_ref(), start..stop)?;
         let first = u32::try_from(start).unwrap_or(u32::MAX);
         let lengths: Result<Vec<u32>> = (start..stop)
-            .map(|sequence| dataset.sequence_length(sequence))
+            .map(|nth| {
+                let sequence = view.nth_sequence(nth)?;
+                require_divisible(view, sequence..sequence + 1)?;
+                view.sequence_length(sequence)
+            })
             .collect();
         MegatronIndices::new(&lengths?, first, &config)
     })?;
@@ -81,7 +84,7 @@ pub(crate) fn megatron_samples<'py>(
     labels: &Bound<'py, PyArray2<i64>>,
     loss_mask: &Bound<'py, PyArray2<f32>>,
 ) -> PyResult<()> {
-    let dataset = &reader.dataset;
+    let view = &reader.view;
     let document_index = document_index.try_readonly()?;
     let document_index = document_index.as_slice()?;
     let bounds = bounds.try_readonly()?;
@@ -105,7 +108,8 @@ pub(crate) fn megatron_samples<'py>(
         let samples = bounds
             .iter()
             .map(|[a, b, c, d]| -> SampleBounds { [(*a, *b), (*c, *d)] });
-        read_samples(dataset.as_ref(), document_index, samples, num_extra, rows)
+        let sequence_of = |nth| view.nth_sequence(nth);
+        read_samples(view, sequence_of, document_index, samples, num_extra, rows)
     })
 }
 

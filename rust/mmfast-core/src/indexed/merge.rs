@@ -12,7 +12,7 @@ use super::blocks::BlockSums;
 use super::contents::{Written, require_alike};
 use super::header::Header;
 use super::joined::JoinedNotes;
-use super::pair::{write_index, write_sidecar};
+use super::pair::{write_index, write_references, write_sidecar};
 use super::prefix::Prefix;
 use super::publish::Staging;
 use super::reader::IndexedDataset;
@@ -55,13 +55,13 @@ pub fn merge_on(vfs: Arc<dyn Vfs>, output: &Prefix, parts: &[Prefix]) -> Result<
         BlockSums::default(),
     )?;
     for part in &parts {
-        bin.push_file(&part.prefix().bin(), &part.block_sums())?;
+        bin.push_file(&part.prefix().bin(), &*part.block_sums()?)?;
     }
     let sums = bin.finish()?;
 
     let written = Written {
         num_documents: parts.iter().map(DocumentSource::num_documents).sum(),
-        num_sequences: parts.iter().map(DocumentSource::num_sequences).sum(),
+        num_sequences: parts.iter().map(IndexedDataset::num_sequences).sum(),
         num_tokens: parts.iter().map(IndexedDataset::num_tokens).sum(),
     };
     let header = Header {
@@ -85,6 +85,17 @@ pub fn merge_on(vfs: Arc<dyn Vfs>, output: &Prefix, parts: &[Prefix]) -> Result<
             .flat_map(|part| part.sequence_modes().unwrap_or_default())
             .copied(),
     )?;
+    write_references(&staging, &index, || {
+        let starts = parts.iter().scan(0, |start, part| {
+            let before = *start;
+            *start += part.num_sequences();
+            Some(before)
+        });
+        starts.zip(&parts).flat_map(|(before, part)| {
+            let references = part.references();
+            references.map(move |(sequence, text)| (before + sequence, text))
+        })
+    })?;
     let mut notes = Notes::default();
     joined.finish(&mut notes);
     write_sidecar(&staging, &header, written, &index, sums, notes)?;

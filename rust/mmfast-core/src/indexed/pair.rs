@@ -1,5 +1,5 @@
-//! What makes the ids in a `.bin` a dataset: the `.idx` and the sidecar beside it, written once the
-//! ids are complete.
+//! What makes the ids in a `.bin` a dataset: the `.idx`, the sidecar and the media references beside it,
+//! written once the ids are complete.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use super::append::{AppendFile, Digest};
 use super::blocks::BlockSums;
 use super::contents::Written;
 use super::header::Header;
+use super::media::write_media;
 use super::publish::Staging;
 use super::sidecar::{Notes, PairFacts, Sidecar};
 use crate::error::Result;
@@ -55,6 +56,20 @@ pub(super) fn write_index<L: Iterator<Item = u32>>(
         num_bytes,
         hash: hash.digest128(),
     })
+}
+
+/// Writes the media references of a pair whose files are complete, if there are any, and makes them durable.
+pub(super) fn write_references<'a, I: Iterator<Item = (u64, &'a str)>>(
+    staging: &Staging,
+    index: &WrittenIndex,
+    references: impl Fn() -> I,
+) -> Result<()> {
+    if references().next().is_none() {
+        // One that a killed writer left must not be published with these files.
+        return staging.vfs().remove(&staging.prefix().new_media());
+    }
+    let path = staging.prefix().new_media();
+    write_media(staging.vfs(), &path, index.hash, references)
 }
 
 /// Writes the sidecar of a pair whose files are complete and makes it durable.

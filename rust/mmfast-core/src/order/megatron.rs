@@ -234,8 +234,10 @@ pub type SampleBounds = [(i32, i32); 2];
 
 /// Writes samples as `GPTDataset` gives them, `sequence_length` each: ids, the ids that follow, and 1 where
 /// there is one. Where a sample is short the rest is 0. `num_extra` ids behind a sample belong to it too.
+/// `sequence_of` says which sequence of the source a number of the document index stands for.
 pub fn read_samples(
     source: &dyn DocumentSource,
+    sequence_of: impl Fn(u64) -> Result<u64>,
     document_index: &[i32],
     samples: impl IntoIterator<Item = SampleBounds>,
     num_extra: u32,
@@ -253,7 +255,14 @@ pub fn read_samples(
         .zip(labels.chunks_exact_mut(length))
         .zip(loss_mask.chunks_exact_mut(length));
     for (bounds, ((tokens, labels), loss_mask)) in samples.into_iter().zip(rows) {
-        let num_ids = read_sample(source, document_index, bounds, num_extra, &mut ids)?;
+        let num_ids = read_sample(
+            source,
+            &sequence_of,
+            document_index,
+            bounds,
+            num_extra,
+            &mut ids,
+        )?;
         let ids = ids.get(..num_ids).unwrap_or_default();
         write_padded(tokens, ids, 0);
         let following = ids.get(1..).unwrap_or_default();
@@ -289,6 +298,7 @@ fn write_padded(row: &mut [i64], values: &[i64], padding: i64) {
 /// Copies the ids of a sample to the beginning of `out`; returns how many there are.
 fn read_sample(
     source: &dyn DocumentSource,
+    sequence_of: &impl Fn(u64) -> Result<u64>,
     document_index: &[i32],
     bounds: SampleBounds,
     num_extra: u32,
@@ -302,7 +312,7 @@ fn read_sample(
             .ok()
             .and_then(|place| document_index.get(place))
             .and_then(|sequence| u64::try_from(*sequence).ok());
-        let sequence = sequence.ok_or_else(malformed)?;
+        let sequence = sequence_of(sequence.ok_or_else(malformed)?)?;
         let length = source.sequence_length(sequence)?;
         let start = if place == first { first_offset } else { 0 };
         let start = u32::try_from(start).map_err(|_negative| malformed())?;

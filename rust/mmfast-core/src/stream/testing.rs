@@ -38,7 +38,7 @@ impl Memory {
         found.ok_or(Error::IndexOutOfRange {
             what: "sequence",
             index: i64::try_from(index).unwrap(),
-            len: self.num_sequences(),
+            len: self.sequences.len() as u64,
         })
     }
 }
@@ -46,9 +46,6 @@ impl Memory {
 impl DocumentSource for Memory {
     fn num_documents(&self) -> u64 {
         self.documents.len() as u64 - 1
-    }
-    fn num_sequences(&self) -> u64 {
-        self.sequences.len() as u64
     }
     fn document_sequences(&self, document: u64) -> Result<Range<u64>> {
         assert!(!self.panics, "a panic on purpose");

@@ -132,7 +132,7 @@ impl Vfs for FaultyDisk {
 
     fn reopen(&self, path: &Path, num_bytes: u64) -> Result<File> {
         self.call(path)?;
-        Disk.reopen(path, num_bytes)
+        self.inner.reopen(path, num_bytes)
     }
 
     fn read_at(&self, file: &File, offset: u64, out: &mut [u8]) -> Result<()> {

@@ -28,7 +28,7 @@ fn fail_everywhere(job: &Job, fault: Fault, check: impl Fn(&Prefix)) -> u64 {
         let done = (job.run)(vfs, &at, &|count| promised.set(count));
         assert!(disk.has_fired() || done.is_ok(), "{}: {done:?}", job.name);
         check(&at);
-        if let Err(wrong) = (job.check)(&Disk, &at, promised.get()) {
+        if let Err(wrong) = (job.check)(Arc::new(Disk), &at, promised.get()) {
             panic!("{}, {fault:?} at call {n}: {wrong}", job.name);
         }
         if !disk.has_fired() {
@@ -63,9 +63,10 @@ fn a_crash_while_a_crash_is_being_repaired_is_repaired_too() {
     for job in jobs::all(1) {
         num_crashes += fail_everywhere(&job, Fault::Crash, |at| {
             for m in 1..MANY_CALLS {
-                let repairing = FaultyDisk::new(Fault::Crash, m);
-                let opened = jobs::read(&repairing, at);
-                if opened.is_ok() || !repairing.has_fired() {
+                let repairing = Arc::new(FaultyDisk::new(Fault::Crash, m));
+                let found = (job.check)(Arc::<FaultyDisk>::clone(&repairing), at, 0);
+                if !repairing.has_fired() {
+                    found.unwrap();
                     return;
                 }
             }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mmfast_core::indexed::{
-    DatasetWriter, DocumentSource, Dtype, IndexedDataset, Notes, Prefix, Tokens, Verify, merge_on,
+    DatasetWriter, Dtype, IndexedDataset, Notes, Prefix, Tokens, Verify, merge_on,
 };
 use mmfast_core::vfs::{Disk, Vfs};
 use mmfast_core::{Error, Result};
@@ -14,7 +14,7 @@ pub(crate) type Sequences = Vec<Vec<i64>>;
 pub(crate) type Finding = std::result::Result<(), String>;
 
 type Run = dyn Fn(Arc<dyn Vfs>, &Prefix, &dyn Fn(u64)) -> Result<()>;
-type Check = dyn Fn(&dyn Vfs, &Prefix, u64) -> Finding;
+type Check = dyn Fn(Arc<dyn Vfs>, &Prefix, u64) -> Finding;
 
 /// One thing that a writer does.
 pub(crate) struct Job {
@@ -108,7 +108,7 @@ pub(crate) fn replacement(repeat: usize) -> Job {
             Ok(())
         }),
         check: Box::new(move |vfs, at, promised| {
-            let found = read(vfs, at).map_err(|error| error.to_string())?;
+            let found = read(&*vfs, at).map_err(|error| error.to_string())?;
             require(&found, &old(repeat), &new(repeat), promised)?;
             hold(at.sidecar().exists(), "the sidecar is gone")
         }),
@@ -124,7 +124,7 @@ pub(crate) fn replacement_without_sidecar(repeat: usize) -> Job {
             Disk.remove(&at.sidecar()).unwrap();
         }),
         check: Box::new(move |vfs, at, promised| {
-            let found = read(vfs, at).map_err(|error| error.to_string())?;
+            let found = read(&*vfs, at).map_err(|error| error.to_string())?;
             require(&found, &old(repeat), &new(repeat), promised)?;
             let is_own = at.sidecar().exists() == (found == new(repeat));
             hold(is_own, "the sidecar is another dataset's")
@@ -138,7 +138,7 @@ pub(crate) fn first_write(repeat: usize) -> Job {
     Job {
         name: "a first write",
         prepare: Box::new(|_| ()),
-        check: Box::new(move |vfs, at, promised| match read(vfs, at) {
+        check: Box::new(move |vfs, at, promised| match read(&*vfs, at) {
             Ok(found) if found == new(repeat) => Ok(()),
             Ok(_) => Err("there is something else".into()),
             Err(Error::Io { .. }) if promised == 0 && !at.idx().exists() => Ok(()),
@@ -164,9 +164,9 @@ pub(crate) fn merge_into_a_part(repeat: usize) -> Job {
         }),
         check: Box::new(move |vfs, at, promised| {
             let merged = [old(repeat), new(repeat)].concat();
-            let found = read(vfs, at).map_err(|error| error.to_string())?;
+            let found = read(&*vfs, at).map_err(|error| error.to_string())?;
             require(&found, &old(repeat), &merged, promised)?;
-            let beside = read(vfs, &other(at)).map_err(|error| error.to_string())?;
+            let beside = read(&*vfs, &other(at)).map_err(|error| error.to_string())?;
             hold(beside == new(repeat), "the other part has changed")
         }),
     }
@@ -197,7 +197,7 @@ pub(crate) fn journaled(repeat: usize) -> Job {
         prepare: Box::new(move |at| write(Arc::new(Disk), at, &old(repeat)).unwrap()),
         run: Box::new(produce),
         check: Box::new(move |vfs, at, promised| {
-            let found = read(vfs, at).map_err(|error| error.to_string())?;
+            let found = read(&*vfs, at).map_err(|error| error.to_string())?;
             if found == documents() {
                 return hold(
                     !at.journal().exists(),
@@ -205,7 +205,7 @@ pub(crate) fn journaled(repeat: usize) -> Job {
                 );
             }
             hold(found == old(repeat), "there is a mixture")?;
-            let resumed = resume(Arc::new(Disk), at).map_err(|error| error.to_string())?;
+            let resumed = resume(Arc::clone(&vfs), at).map_err(|error| error.to_string())?;
             let found = resumed.written().num_documents;
             drop(resumed);
             hold(found >= promised, "acknowledged documents are lost")?;
@@ -213,8 +213,8 @@ pub(crate) fn journaled(repeat: usize) -> Job {
                 found <= documents().len() as u64,
                 "there are too many documents",
             )?;
-            produce(Arc::new(Disk), at, &|_| ()).map_err(|error| error.to_string())?;
-            let found = read(vfs, at).map_err(|error| error.to_string())?;
+            produce(Arc::clone(&vfs), at, &|_| ()).map_err(|error| error.to_string())?;
+            let found = read(&*vfs, at).map_err(|error| error.to_string())?;
             hold(
                 found == documents(),
                 "the documents are others than those written",
@@ -255,8 +255,8 @@ pub(crate) fn replacement_with_journal(repeat: usize) -> Job {
         name: "a replacement that discards a journal",
         prepare: resumed(repeat).prepare,
         check: Box::new(move |vfs, at, promised| {
-            (whole.check)(vfs, at, promised)?;
-            let resumed = DatasetWriter::resume(at, Dtype::I32, true, Notes::default());
+            (whole.check)(Arc::clone(&vfs), at, promised)?;
+            let resumed = DatasetWriter::resume_on(vfs, at, Dtype::I32, true, Notes::default());
             resumed.map(|_| ()).map_err(|error| error.to_string())
         }),
         ..replacement(repeat)

@@ -5,14 +5,15 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
 
 use mmfast_core::Error;
 use mmfast_core::indexed::{
-    DatasetWriter, DocumentSource, Dtype, Gather, IndexedDataset, Notes, Prefix, Tokens, Verify,
-    scan,
+    DatasetView, DatasetWriter, DocumentSource, Dtype, Gather, IndexedDataset, Notes, Prefix,
+    Tokens, Verify, scan,
 };
 use mmfast_core::vfs::{Disk, Vfs};
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::allocations::peak_bytes;
 use crate::draws::Draws;
@@ -62,14 +63,18 @@ impl Shape {
         let provenance = r#"{"from": ["here", {"n": 3}], "share": 0.5}"#;
         writer.set_notes(Notes::new(Some("abc".into()), Some(provenance)).unwrap());
         for document in self.documents {
-            for &length in *document {
-                let ids = vec![7; length as usize];
-                let mode = u8::from(self.has_modes);
-                writer.add_sequence(Tokens::I64(&ids), mode).unwrap();
-            }
-            writer.end_document();
+            self.add(&mut writer, document);
         }
         writer.finish().unwrap();
+    }
+
+    fn add(&self, writer: &mut DatasetWriter, document: &[u32]) {
+        for &length in document {
+            let ids = vec![7; length as usize];
+            let mode = u8::from(self.has_modes);
+            writer.add_sequence(Tokens::I64(&ids), mode).unwrap();
+        }
+        writer.end_document();
     }
 }
 
@@ -114,7 +119,7 @@ fn mutate(bytes: &mut Vec<u8>, draws: &mut Draws) {
 }
 
 /// Asks an accepted dataset for everything; what it answers lies within what it said it holds.
-fn read_everything(dataset: &IndexedDataset, is_checked: bool) -> Result<(), Error> {
+fn read_everything(dataset: &Arc<IndexedDataset>, is_checked: bool) -> Result<(), Error> {
     let num_sequences = dataset.num_sequences();
     let mut next = 0;
     for document in 0..dataset.num_documents() {
@@ -139,7 +144,8 @@ fn read_everything(dataset: &IndexedDataset, is_checked: bool) -> Result<(), Err
         "{next} of {num_sequences}"
     );
     let documents: Vec<_> = (0..dataset.num_documents()).collect();
-    let gathered = Gather::documents(dataset, documents.into_iter().map(Ok))?;
+    let view = DatasetView::of(Arc::clone(dataset))?;
+    let gathered = Gather::documents(&view, documents.into_iter().map(Ok))?;
     assert!(!is_checked || gathered.num_tokens() as u64 == dataset.num_tokens());
     dataset.fingerprint();
     if dataset.dtype().id_range().is_some() {
@@ -192,7 +198,7 @@ fn attempt_all(
 fn for_each_shape(
     shapes: &[Shape],
     num_attempts: u64,
-    job: impl Fn(&Prefix, &mut dyn Iterator<Item = u64>) -> u64 + Sync,
+    job: impl Fn(&Shape, &Prefix, &mut dyn Iterator<Item = u64>) -> u64 + Sync,
 ) -> u64 {
     in_threads(|thread| {
         let folder = folder();
@@ -204,7 +210,7 @@ fn for_each_shape(
                 attempt % num_shapes == i as u64
                     && attempt / num_shapes % NUM_THREADS as u64 == thread as u64
             };
-            job(&at, &mut (0..num_attempts).filter(mine))
+            job(shape, &at, &mut (0..num_attempts).filter(mine))
         };
         shapes.iter().enumerate().map(run).sum()
     })
@@ -213,12 +219,12 @@ fn for_each_shape(
 #[test]
 fn a_mutated_index_is_refused_or_read_within_its_bounds() {
     let num_attempts = figures::scaled(100_000, 5_000_000);
-    let num_accepted = for_each_shape(&SHAPES[..3], num_attempts, |at, attempts| {
+    let num_accepted = for_each_shape(&SHAPES[..3], num_attempts, |_, at, attempts| {
         Disk.remove(&at.sidecar()).unwrap();
         let unchanged = |_: &mut Vec<u8>, _: &mut Draws| ();
         attempt_all(&at.idx(), attempts, unchanged, |draws| {
             let level = draws.one_of(&[Verify::None, Verify::Index, Verify::Index]);
-            let dataset = IndexedDataset::open_on(&Disk, at, level)?;
+            let dataset = Arc::new(IndexedDataset::open_on(&Disk, at, level)?);
             read_everything(&dataset, level == Verify::Index)
         })
     });
@@ -229,7 +235,7 @@ fn a_mutated_index_is_refused_or_read_within_its_bounds() {
 #[test]
 fn a_mutated_sidecar_is_refused_or_fits_its_pair() {
     let num_attempts = figures::scaled(50_000, 2_500_000);
-    let num_accepted = for_each_shape(&SHAPES, num_attempts, |at, attempts| {
+    let num_accepted = for_each_shape(&SHAPES, num_attempts, |_, at, attempts| {
         let fit = |bytes: &mut Vec<u8>, draws: &mut Draws| {
             if draws.below(8) > 0 && bytes.len() > 8 {
                 bytes.truncate(bytes.len() - 8);
@@ -246,6 +252,68 @@ fn a_mutated_sidecar_is_refused_or_fits_its_pair() {
         })
     });
     report(num_attempts, num_accepted);
+}
+
+/// With checksums and seals that fit, mostly, as for sidecars.
+#[test]
+fn a_mutated_journal_is_refused_or_fits_its_ids() {
+    let num_attempts = figures::scaled(50_000, 2_500_000);
+    let num_accepted = for_each_shape(&SHAPES[..3], num_attempts, |shape, at, attempts| {
+        Disk.remove(&at.idx()).unwrap();
+        let resume = || DatasetWriter::resume(at, shape.dtype, shape.has_modes, Notes::default());
+        let mut writer = resume().unwrap();
+        for document in shape.documents {
+            shape.add(&mut writer, document);
+            writer.flush().unwrap();
+        }
+        drop(writer);
+        let bin_bytes = std::fs::metadata(at.new_bin()).unwrap().len();
+        let bin = OpenOptions::new().write(true).open(at.new_bin()).unwrap();
+        let fit = |bytes: &mut Vec<u8>, draws: &mut Draws| {
+            if draws.below(8) > 0 {
+                fit_journal(bytes);
+            }
+        };
+        attempt_all(&at.journal(), attempts, fit, |_| {
+            // What was not acknowledged is cut off.
+            bin.set_len(bin_bytes).unwrap();
+            match resume() {
+                Ok(writer) => {
+                    let held = writer.written().num_tokens * shape.dtype.item_bytes() as u64;
+                    assert!(held <= bin_bytes, "{held} of {bin_bytes}");
+                    Ok(())
+                }
+                // It says that it was begun for something else.
+                Err(Error::InvalidArgument(detail) | Error::VocabularyMismatch(detail)) => {
+                    Err(Error::corrupt(at.path(), detail))
+                }
+                Err(error) => Err(error),
+            }
+        })
+    });
+    report(num_attempts, num_accepted);
+}
+
+/// Computes the checksums of a journal anew, as far as its sizes make sense.
+fn fit_journal(bytes: &mut [u8]) {
+    let number = |bytes: &[u8], at: usize| {
+        let field = bytes.get(at..)?.first_chunk()?;
+        usize::try_from(u64::from_le_bytes(*field)).ok()
+    };
+    let header_bytes = number(bytes, 16).and_then(|notes| notes.checked_add(24));
+    let (mut begin, mut end, mut seed) = (0, header_bytes, 0);
+    while let Some(content_end) = end.filter(|end| end + 8 <= bytes.len()) {
+        seed = xxh3_64_with_seed(&bytes[begin..content_end], seed);
+        bytes[content_end..content_end + 8].copy_from_slice(&seed.to_le_bytes());
+        begin = content_end + 8;
+        if bytes[begin..].starts_with(b"ENDOFREC") && begin + 16 <= bytes.len() {
+            let seal = xxh3_64_with_seed(b"ENDOFREC", begin as u64);
+            bytes[begin + 8..begin + 16].copy_from_slice(&seal.to_le_bytes());
+            begin += 16;
+        }
+        end = number(bytes, begin).and_then(|len| len.checked_add(begin + 8));
+        end = end.filter(|&end| end < usize::MAX - 8);
+    }
 }
 
 fn report(num_attempts: u64, num_accepted: u64) {

@@ -1,0 +1,213 @@
+"""The promises that `make reliability` puts to the test, one row of the table each.
+
+A row is a command that the short tests run as well; `MMFAST_RELIABILITY` makes it long. It prints lines
+`reliability: {"count": …, "unit": …, "seed": …, "result": …}` (`figures.rs`, `figures.py`), or a parser
+finds the figures in what it prints. To add a row, add an entry here.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a row found."""
+
+    count: int
+    unit: str
+    seed: int | None
+    result: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A promise and the command that tries to break it."""
+
+    name: str
+    promise: str
+    command: tuple[str, ...]
+    parse: Callable[[str], Figures] = field(default_factory=lambda: reported)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def reported(output: str) -> Figures:
+    """The figures that the test itself reports; counts of several lines are added up."""
+    lines = re.findall(r"^reliability: (\{.*\})$", output, flags=re.MULTILINE)
+    found = [Figures(**json.loads(line)) for line in lines]
+    return Figures(
+        count=sum(figures.count for figures in found),
+        unit=found[0].unit,
+        seed=found[0].seed,
+        result=found[0].result,
+    )
+
+
+def passed_tests(output: str, result: str) -> Figures:
+    """For ordinary tests, run by cargo or pytest: how many there were."""
+    counts = [int(count) for count in re.findall(r"(\d+) passed", output)]
+    return Figures(count=sum(counts), unit="tests", seed=None, result=result)
+
+
+def host() -> str:
+    """The machine that Rust builds for by itself."""
+    version = subprocess.run(["rustc", "-vV"], check=True, capture_output=True, text=True).stdout
+    return next(line.split()[1] for line in version.splitlines() if line.startswith("host:"))
+
+
+def rust_test(package: str, program: str, test: str) -> tuple[str, ...]:
+    """One test function of a test program."""
+    cargo = ("cargo", "test", "--locked", "--quiet", "--package", package, "--test", program)
+    return (*cargo, "--", "--exact", test, "--nocapture")
+
+
+def python_test(test: str) -> tuple[str, ...]:
+    """One test function of this folder."""
+    return (
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-s",
+        "-p",
+        "no:xdist",
+        f"tests/reliability/{test}",
+    )
+
+
+def core_test(test: str) -> tuple[str, ...]:
+    """One test function of `rust/mmfast-core/tests/reliability`."""
+    return rust_test("mmfast-core", "reliability", test)
+
+
+ROWS = (
+    Row(
+        "native-kills",
+        "A process killed with `kill -9` at any time loses no document that it acknowledged, and "
+        "leaves the old dataset or the new one: while writing, publishing, merging.",
+        rust_test(
+            "mmfast-producer",
+            "kills",
+            "a_process_killed_at_any_time_loses_nothing_that_it_acknowledged",
+        ),
+    ),
+    Row(
+        "python-kills",
+        "The same for a Python process.",
+        python_test("test_python_kills.py"),
+    ),
+    Row(
+        "faults",
+        "Whatever I/O call fails (an error, a short write, a full disk, a crash; call 1, 2, … until "
+        "none is left), the old dataset or the new one is there.",
+        core_test("faults::whatever_call_fails_the_old_or_the_new_dataset_is_there"),
+    ),
+    Row(
+        "crashed-repairs",
+        "A crash while a crash is being repaired is repaired too.",
+        core_test("faults::a_crash_while_a_crash_is_being_repaired_is_repaired_too"),
+    ),
+    Row(
+        "power-cuts",
+        "Whenever the power is cut, and whatever of the unsynced blocks, sizes and names is lost, kept "
+        "or torn, the old dataset or the new one is there, with all that was acknowledged.",
+        core_test("power::whenever_the_power_is_cut_the_old_or_the_new_dataset_is_there"),
+    ),
+    Row(
+        "power-cuts-after-a-fault",
+        "The same after a write that had failed before.",
+        core_test("power::a_power_cut_after_a_failed_write_leaves_the_old_or_the_new_dataset"),
+    ),
+    Row(
+        "changed-bytes",
+        "Every change of one byte of a pair of 64 KiB or its sidecar is found by `verify full`, and "
+        "the file, block and documents hit are named.",
+        core_test(
+            "corruption::every_changed_byte_of_a_pair_of_64_kib_is_found_with_its_place",
+        ),
+    ),
+    Row(
+        "other-lengths",
+        "Every truncation of these files, and up to 1,000 bytes more, are refused.",
+        core_test("corruption::every_other_length_of_a_file_of_a_pair_of_64_kib_is_found"),
+    ),
+    Row(
+        "mutated-indices",
+        "Whatever is in an `.idx`, it is refused or read within its bounds.",
+        core_test("mutations::a_mutated_index_is_refused_or_read_within_its_bounds"),
+    ),
+    Row(
+        "mutated-journals",
+        "Whatever is in a `.journal`, its checksums made to fit, it is refused or fits the ids.",
+        core_test("mutations::a_mutated_journal_is_refused_or_fits_its_ids"),
+    ),
+    Row(
+        "mutated-sidecars",
+        "Whatever is in an `.mmf`, its checksum made to fit, it is refused or fits the pair.",
+        core_test("mutations::a_mutated_sidecar_is_refused_or_fits_its_pair"),
+    ),
+    *(
+        Row(name, promise, rust_test("mmfast-core", "indexed_round_trip", test))
+        for name, promise, test in (
+            (
+                "round-trips",
+                "What is written is read back, for every dtype, one by one or at once, and the bytes "
+                "are those that the format's description gives.",
+                "what_is_written_is_read_back",
+            ),
+            (
+                "merges",
+                "Merging is associative and equals writing in a row.",
+                "merging_is_associative_and_equals_writing_in_a_row",
+            ),
+            (
+                "resumes",
+                "A dataset written with any interruptions equals one written in a row, sidecar and all.",
+                "a_dataset_written_with_interruptions_equals_one_written_in_a_row",
+            ),
+        )
+    ),
+    Row(
+        "megatron-failures",
+        "What megatron-core 0.16.1 was seen to get wrong without a word or to die of is an error, or "
+        "works.",
+        python_test("test_megatron_failures.py"),
+        partial(passed_tests, result="7 kinds of failure, none of them"),
+    ),
+    Row(
+        "address-sanitizer",
+        "The core's unit tests and its tests of files read and write only memory that is theirs, and "
+        "free all of it (AddressSanitizer, LeakSanitizer).",
+        (
+            *("cargo", "test", "--locked", "--quiet", "--package", "mmfast-core", "--lib"),
+            *("--test", "indexed_round_trip", "--test", "indexed_hostile"),
+            *("--test", "indexed_checksums", "--target", host()),
+        ),
+        partial(passed_tests, result="0 findings"),
+        {
+            "CARGO_TARGET_DIR": "target/asan",
+            "MMFAST_RELIABILITY": "",
+            "RUSTC_BOOTSTRAP": "1",
+            "RUSTFLAGS": "-Zsanitizer=address",
+        },
+    ),
+    Row(
+        "valgrind",
+        "The unit tests of the modules with `unsafe` use no memory that was not written (memcheck).",
+        (
+            *("cargo", "test", "--locked", "--quiet", "--package", "mmfast-core", "--lib"),
+            *("--", "indexed::map", "indexed::gather", "--test-threads=1"),
+        ),
+        partial(passed_tests, result="0 findings"),
+        {
+            f"CARGO_TARGET_{host().upper().replace('-', '_')}_RUNNER": (
+                "valgrind --quiet --error-exitcode=1 --leak-check=full"
+            ),
+            "MMFAST_RELIABILITY": "",
+        },
+    ),
+)
