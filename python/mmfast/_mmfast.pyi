@@ -16,6 +16,7 @@ __all__ = [
     "draw_rows",
     "gather",
     "megatron_indices",
+    "megatron_samples",
     "merge_datasets",
     "pack_lengths",
 ]
@@ -122,6 +123,9 @@ class DatasetWriter:
         provenance: str | None = None,
     ) -> DatasetWriter: ...
     def add_sequence(self, /, ids: npt.NDArray[Any], mode: int) -> None: ...
+    # These two take any arguments, and say whether they could do without converting them.
+    def add_plain_sequence(self, /, ids: Any, mode: Any) -> bool: ...
+    def add_plain_document(self, /, ids: Any, lengths: Any, modes: Any = None) -> bool: ...
     def end_document(self, /) -> None: ...
     def add_documents(
         self,
@@ -208,6 +212,16 @@ def megatron_indices(
     extra_token: bool,
     drop_last: bool,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.uint32], int, bool]: ...
+def megatron_samples(
+    reader: DatasetReader,
+    document_index: npt.NDArray[np.int32],
+    bounds: npt.NDArray[np.int32],
+    *,
+    num_extra: int,
+    tokens: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64],
+    loss_mask: npt.NDArray[np.float32],
+) -> None: ...
 def pack_lengths(
     lengths: npt.NDArray[np.uint32], capacity: int
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]: ...
