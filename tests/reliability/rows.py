@@ -12,10 +12,10 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Figures:
+class Figures(NamedTuple):
     """What a row found."""
 
     count: int
