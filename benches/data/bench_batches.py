@@ -75,11 +75,10 @@ def test_batches_megatron_order(measure_batches, dataset_prefix, choose) -> None
     order = MegatronOrder(dataset_prefix, sequence_length=LENGTH, seed=1)
 
     def batch() -> None:
-        samples = [order[int(i)] for i in choose(len(order))]
-        for part in zip(*samples, strict=True):
-            torch.from_numpy(np.stack(part))
+        for part in order.batch(choose(len(order))):
+            torch.from_numpy(part)
 
-    measure_batches("mmfast MegatronOrder, stacked", batch)
+    measure_batches("mmfast MegatronOrder.batch", batch)
 
 
 def test_batches_megatron(measure_batches, gpt_dataset, megatron_dataset, tmp_path, choose) -> None:
