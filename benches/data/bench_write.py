@@ -62,7 +62,7 @@ def as_given(documents) -> Callable[[str], list]:
 @BATCH
 def test_batch_numpy(measure, corpus, folder) -> None:
     ids, _ = corpus
-    measure("numpy tofile", lambda: ids.tofile(folder / "floor.bin"), ids.nbytes, "B", rounds=7)
+    measure("numpy tofile", lambda: ids.tofile(folder / "floor.bin"), ids.nbytes, "B", rounds=15)
 
 
 @BATCH
@@ -75,7 +75,7 @@ def test_batch_mmfast(measure, corpus, unpublished) -> None:
         ids.nbytes,
         "B",
         setup=renew,
-        rounds=7,
+        rounds=15,
     )
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "draw_rows",
     "gather",
     "megatron_indices",
+    "megatron_samples",
     "merge_datasets",
     "pack_lengths",
 ]
@@ -208,6 +209,16 @@ def megatron_indices(
     extra_token: bool,
     drop_last: bool,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.uint32], int, bool]: ...
+def megatron_samples(
+    reader: DatasetReader,
+    document_index: npt.NDArray[np.int32],
+    bounds: npt.NDArray[np.int32],
+    *,
+    num_extra: int,
+    tokens: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64],
+    loss_mask: npt.NDArray[np.float32],
+) -> None: ...
 def pack_lengths(
     lengths: npt.NDArray[np.uint32], capacity: int
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]: ...

@@ -369,6 +369,11 @@ def test_pack_counts_rows_fill_and_overlong_documents(run, tmp_path: Path) -> No
     assert code == 0
     figures = json.loads(output)
     assert (figures["num_bins"], figures["num_lost_tokens"], figures["fill"]) == (2, 12, 1.0)
+    arguments = ("--capacity", 10, "--dry-run", "--packing", "concat")
+    code, output, _ = run("data", "pack", tmp_path / "text", *arguments)
+    assert code == 0
+    assert "5 documents in 4 rows of 10 ids: 80.000% full" in output
+    assert "0 over-long documents" in output
 
 
 def test_pack_refuses_to_cut_images_and_to_do_more_than_count(run, prefix: Path) -> None:
@@ -376,6 +381,9 @@ def test_pack_refuses_to_cut_images_and_to_do_more_than_count(run, prefix: Path)
     assert code == 2
     assert "document 0 has" in log
     assert "image" in log
+    code, _, log = run("data", "pack", prefix, "--packing", "concat", "--dry-run")
+    assert code == 2
+    assert "choose 'best_fit' or 'none'" in log
     code, _, log = run("data", "pack", prefix, "--capacity", 4)
     assert code == 2
     assert "--dry-run" in log

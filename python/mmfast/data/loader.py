@@ -19,6 +19,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from mmfast import _mmfast
 from mmfast.data.batch import ROW_DTYPES, STATE_KEYS, Batch
 from mmfast.data.dataset import IndexedDataset
+from mmfast.data.packing import group_boundaries
 from mmfast.errors import StateMismatchError, UsageError
 from mmfast.vocab import FILE_NAME, Vocabulary
 
@@ -296,12 +297,8 @@ def _groups(groups: int | npt.ArrayLike | None) -> npt.NDArray[np.uint64] | int 
         _require_unsigned(groups=(groups, 64))
         return groups
     boundaries = np.asarray(groups)
-    if boundaries.ndim != 1 or boundaries.dtype.kind not in "iu" or (boundaries < 0).any():
-        raise ValueError(
-            "groups is a number of documents, or the first document of each group and the number of all "
-            f"in one dimension; found {boundaries.dtype} {boundaries.shape}"
-        )
-    return boundaries.astype(np.uint64)
+    num_documents = int(boundaries[-1]) if boundaries.ndim == 1 and boundaries.size else 0
+    return group_boundaries(groups, num_documents).astype(np.uint64)
 
 
 def _require_unsigned(**values_and_bits: tuple[int, int]) -> None:

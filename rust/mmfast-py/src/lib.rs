@@ -26,7 +26,7 @@ mod _mmfast {
     #[pymodule_export]
     use super::objective::Objective;
     #[pymodule_export]
-    use super::order::{megatron_indices, pack_lengths};
+    use super::order::{megatron_indices, megatron_samples, pack_lengths};
     #[pymodule_export]
     use super::sampling::draw_rows;
     #[pymodule_export]

@@ -20,6 +20,8 @@ mod state;
 mod window;
 
 #[cfg(test)]
+mod packing_tests;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
