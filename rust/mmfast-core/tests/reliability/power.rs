@@ -34,7 +34,7 @@ fn cut_everywhere(job: &Job, fault: Fault, call: u64) -> (u64, bool) {
     let done = (job.run)(vfs, &at, &|count| disk.acknowledge(count));
     assert!(faulty.has_fired() || done.is_ok(), "{}: {done:?}", job.name);
 
-    let limit = usize::try_from(figures::scaled(32, 1024)).unwrap();
+    let limit = usize::try_from(figures::scaled(32, 256)).unwrap();
     let mut num_states = 0;
     let mut num_repair_states = 0;
     let (after, later) = (folder(), folder());
