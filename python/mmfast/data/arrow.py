@@ -83,14 +83,17 @@ def _numbers(values: Any) -> npt.NDArray[Any]:
 
 def _require_no_nulls(chunk: Any, first_row: int) -> None:
     """Names the first row with a null at any depth."""
-    rows = np.arange(first_row, first_row + len(chunk))
+    levels: list[npt.NDArray[np.int64]] = []
     values = chunk
     while True:
         if values.null_count:
+            rows = np.arange(first_row, first_row + len(chunk))
+            for lengths in levels:
+                rows = np.repeat(rows, lengths)
             row = rows[int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))]
             what = "is null" if values is chunk else "holds a null"
             raise ValueError(f"row {row} of the Arrow array {what}; fill it or drop the row")
         if not _is_list(values.type):
             return
-        rows = np.repeat(rows, _lengths(values))
+        levels.append(_lengths(values))
         values = values.flatten()
