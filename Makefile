@@ -68,7 +68,7 @@ test-rust: $(STAMP_BUILD)
 test-python: $(STAMP_BUILD)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-# Names of rows of tests/reliability/rows.py, to run only these; then no page is written.
+# Names of rows of tests/reliability/rows.py, to run only these.
 ROWS ?=
 
 .PHONY: reliability

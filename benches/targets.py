@@ -162,6 +162,12 @@ TARGETS = (
         times(PER_DOCUMENT, "mmfast add_document, arrays", "megatron-core add_document, arrays"),
         at_least=4,
     ),
+    Target(
+        "per-document API, of megatron-core add_document, both lists",
+        "{:.2f} times",
+        times(PER_DOCUMENT, "mmfast add_document, lists", "megatron-core add_document, lists"),
+        at_least=4,
+    ),
     Target("merge", "{:.2f} GB/s", gigabytes(MERGE, "mmfast add_index"), at_least=2),
     Target(
         "merge, memory a shard",

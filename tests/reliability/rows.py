@@ -12,10 +12,10 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Figures:
+class Figures(NamedTuple):
     """What a row found."""
 
     count: int
@@ -65,18 +65,10 @@ def rust_test(package: str, program: str, test: str) -> tuple[str, ...]:
     return (*cargo, "--", "--exact", test, "--nocapture")
 
 
-def python_test(test: str) -> tuple[str, ...]:
-    """One test function of this folder."""
-    return (
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-s",
-        "-p",
-        "no:xdist",
-        f"tests/reliability/{test}",
-    )
+def python_test(*files: str) -> tuple[str, ...]:
+    """Test files below `tests`."""
+    paths = (f"tests/{file}" for file in files)
+    return (sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:xdist", *paths)
 
 
 def core_test(test: str) -> tuple[str, ...]:
@@ -98,7 +90,7 @@ ROWS = (
     Row(
         "python-kills",
         "The same for a Python process.",
-        python_test("test_python_kills.py"),
+        python_test("reliability/test_python_kills.py"),
     ),
     Row(
         "faults",
@@ -172,11 +164,30 @@ ROWS = (
         )
     ),
     Row(
+        "streams",
+        "Any number of ranks gives the same global stream, a stream continued at any step is the "
+        "unbroken one, and threads that read ahead change neither.",
+        (
+            *("cargo", "test", "--locked", "--quiet", "--package", "mmfast-core", "--lib", "--"),
+            "stream::tests::any_number_of_ranks_gives_the_same_global_rows",
+            "stream::tests::a_stream_continued_at_any_step_is_the_unbroken_stream",
+            "stream::tests::prefetching_threads_deliver_the_same_batches_and_positions",
+        ),
+        partial(passed_tests, result="the same rows"),
+    ),
+    Row(
+        "loaders",
+        "The same for loaders in Python, with worker processes, after a fork, and with another batch "
+        "size after a resume.",
+        python_test("unit/test_loader.py", "unit/test_loader_workers.py"),
+        partial(passed_tests, result="the same batches"),
+    ),
+    Row(
         "megatron-failures",
         "What megatron-core 0.16.1 was seen to get wrong without a word or to die of is an error, or "
         "works.",
-        python_test("test_megatron_failures.py"),
-        partial(passed_tests, result="7 kinds of failure, none of them"),
+        python_test("reliability/test_megatron_failures.py"),
+        partial(passed_tests, result="none of the 7 kinds of failure"),
     ),
     Row(
         "address-sanitizer",
@@ -200,7 +211,7 @@ ROWS = (
         "The unit tests of the modules with `unsafe` use no memory that was not written (memcheck).",
         (
             *("cargo", "test", "--locked", "--quiet", "--package", "mmfast-core", "--lib"),
-            *("--", "indexed::map", "indexed::gather", "--test-threads=1"),
+            *("--", "indexed::map", "indexed::gather", "lanes", "sample::", "--test-threads=1"),
         ),
         partial(passed_tests, result="0 findings"),
         {

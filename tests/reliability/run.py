@@ -1,27 +1,34 @@
 """Runs the long tests one after the other and writes `docs/reliability.md`.
 
-make reliability                 all rows; the table is written anew
-make reliability ROWS=faults     some rows; nothing is written
+    make reliability                 all rows
+    make reliability ROWS=faults     some rows; the others stay in the table as they were found last
+
+What was found is kept in `results.json`, the page is made from it.
 """
 
 import argparse
 import datetime as dt
+import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tests.reliability.rows import ROWS, Figures, Row
 
 ROOT = Path(__file__).parents[2]
-TABLE = ROOT / "docs" / "reliability.md"
+RESULTS = Path(__file__).with_name("results.json")
+PAGE = ROOT / "docs" / "reliability.md"
 HEAD = """# What survives
 
-`make reliability` tries to break what the data plane promises, at length, and writes this page from
-what it found (`tests/reliability/`). `make test` runs every row with smaller counts. A row whose result
-is not what was promised fails the run, and no page is written.
+`make reliability` tries to break what the data plane promises, at length, and makes this page of what it
+found (`tests/reliability/run.py`). `make test` runs every row with smaller counts. A row that finds
+something else than what was promised fails, and its place in the table is empty until it holds again.
 
+| promise | tried | seed | found | commit | date, cores, duration |
+|---|---|---|---|---|---|
 """
 
 
@@ -33,36 +40,53 @@ def main() -> int:
     unknown = set(chosen) - set(names)
     if unknown:
         parser.error(f"there is no row {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     commit = tested_commit()
     build = ["cargo", "test", "--locked", "--quiet", "--workspace", "--no-run"]
     subprocess.run(build, cwd=ROOT, check=True)
-    begun = time.monotonic()
-    lines = ["| promise | tried | seed | found | commit | duration |", "|---|---|---|---|---|---|"]
     rows = [row for row in ROWS if not chosen or row.name in chosen]
     failed = []
+    begun = time.monotonic()
     for number, row in enumerate(rows, start=1):
         print(f"[{number}/{len(rows)}] {row.name} …", flush=True)
         row_begun = time.monotonic()
         found = run(row)
-        secs = time.monotonic() - row_begun
+        secs = round(time.monotonic() - row_begun)
+        results.pop(row.name, None)
         if found is None:
             failed.append(row.name)
-            continue
-        print(f"    {found.count:,} {found.unit}: {found.result}; {secs:.0f} s", flush=True)
-        seed = "" if found.seed is None else found.seed
-        tried = f"{found.count:,} {found.unit}"
-        lines.append(
-            f"| {row.promise} | {tried} | {seed} | {found.result} | {commit} | {secs:.0f} s |"
-        )
-    total = f"{(time.monotonic() - begun) / 60:.1f} minutes on {os.cpu_count()} cores"
+        else:
+            print(f"    {found.count:,} {found.unit}: {found.result}; {secs} s", flush=True)
+            results[row.name] = {
+                **found._asdict(),
+                "commit": commit,
+                "date": str(dt.datetime.now(tz=dt.UTC).date()),
+                "cores": os.cpu_count(),
+                "duration_secs": secs,
+            }
+        write(results)
+    print(f"{(time.monotonic() - begun) / 60:.1f} minutes")
     if failed:
-        print(f"failed: {', '.join(failed)}; {total}", file=sys.stderr)
-        return 1
-    if not chosen:
-        today = dt.datetime.now(tz=dt.UTC).date()
-        TABLE.write_text(f"{HEAD}All rows of {today}: {total}.\n\n" + "\n".join(lines) + "\n")
-    print(total)
-    return 0
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def write(results: dict[str, Any]) -> None:
+    """Keeps the results and makes the page of them."""
+    known = {row.name: results[row.name] for row in ROWS if row.name in results}
+    RESULTS.write_text(json.dumps(known, indent=1) + "\n")
+    PAGE.write_text(HEAD + "".join(line(row, known.get(row.name)) for row in ROWS))
+
+
+def line(row: Row, found: dict[str, Any] | None) -> str:
+    """A row of the table."""
+    if found is None:
+        return f"| {row.promise} | not yet | | | | |\n"
+    tried = f"{found['count']:,} {found['unit']}"
+    seed = "" if found["seed"] is None else found["seed"]
+    circumstances = f"{found['date']}, {found['cores']}, {found['duration_secs']} s"
+    fields = (row.promise, tried, seed, found["result"], found["commit"], circumstances)
+    return f"| {' | '.join(map(str, fields))} |\n"
 
 
 def run(row: Row) -> Figures | None:
@@ -93,7 +117,7 @@ def tested_commit() -> str:
             command, cwd=ROOT, check=True, capture_output=True, text=True
         ).stdout.strip()
 
-    changed = git("status", "--porcelain", "--", ":!docs")
+    changed = git("status", "--porcelain", "--", ":!docs", f":!{RESULTS.relative_to(ROOT)}")
     return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
 
 

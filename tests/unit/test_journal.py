@@ -166,3 +166,11 @@ def test_large_batches_are_acknowledged_on_the_way(tmp_path: Path) -> None:
     builder = resumed(tmp_path / "a")
     assert builder.written == (14, 14, 35_000_000)
     builder.discard()
+
+
+def test_an_empty_dataset_may_be_resumed_and_finished(tmp_path: Path) -> None:
+    resumed(tmp_path / "a").abort()
+    with resumed(tmp_path / "a") as builder:
+        assert builder.flush() == (0, 0, 0)
+    assert len(IndexedDataset(tmp_path / "a", verify="full")) == 0
+    assert names(tmp_path) == ["a.bin", "a.idx", "a.mmf"]

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from mmfast._mmfast import DatasetWriter
 from mmfast._mmfast import merge_datasets as _merge_datasets
+from mmfast.data.arrow import arrow_rows, is_arrow
 
 # megatron-core stores ids as uint16 below this many, with a margin for padding the vocabulary.
 UINT16_BELOW = 65_500
@@ -122,7 +123,8 @@ class IndexedDatasetBuilder:
 
     def add_item(self, ids: npt.ArrayLike, mode: int = 0) -> None:
         """Adds one sequence to the open document; `end_document` ends it."""
-        self._writer.add_sequence(self._array(ids), int(_modes([mode])[0]))
+        if not self._writer.add_plain_sequence(ids, mode):
+            self._writer.add_sequence(self._array(ids), int(_modes([mode])[0]))
 
     def end_document(self) -> None:
         """Ends the open document, which may be empty."""
@@ -132,27 +134,44 @@ class IndexedDatasetBuilder:
         self, ids: npt.ArrayLike, lengths: npt.ArrayLike, modes: npt.ArrayLike | None = None
     ) -> None:
         """Adds one document: `ids` of all its sequences back to back, `lengths` and `modes` of each."""
-        lengths = _counts(lengths)
-        self._add(self._array(ids), lengths, _counts([len(lengths)]), modes)
+        if not self._writer.add_plain_document(ids, lengths, modes):
+            lengths = _counts(lengths)
+            self._add(self._array(ids), lengths, _counts([len(lengths)]), modes)
 
     def add_documents(
         self,
         flat: npt.ArrayLike,
-        lengths: npt.ArrayLike,
+        lengths: npt.ArrayLike | None = None,
         document_lengths: npt.ArrayLike | None = None,
         modes: npt.ArrayLike | None = None,
     ) -> None:
         """Adds many documents at once, the fastest way.
 
+        An Arrow array (pyarrow's, chunked or not, or any object with its PyCapsule interface) goes as it
+        is, without `lengths`: a row is a document, a list of ids, or of lists of ids for several
+        sequences. Each of its chunks is added whole or not at all.
+
         Args:
-            flat: ids of all sequences back to back.
+            flat: ids of all sequences back to back, or an Arrow array.
             lengths: length of each sequence, in ids.
             document_lengths: how many of these sequences each document has; one each by default.
             modes: mode byte of each sequence; 0 by default.
+
+        Raises:
+            ValueError: numbers that do not add up, an id that does not fit the dtype, a null.
         """
-        lengths = _counts(lengths)
-        counts = np.ones_like(lengths) if document_lengths is None else _counts(document_lengths)
-        self._add(self._array(flat), lengths, counts, modes)
+        if lengths is not None:
+            lengths = _counts(lengths)
+            counts = (
+                np.ones_like(lengths) if document_lengths is None else _counts(document_lengths)
+            )
+            self._add(self._array(flat), lengths, counts, modes)
+        elif is_arrow(flat):
+            if document_lengths is not None:
+                raise TypeError("the rows of an Arrow array are the documents; use lists of lists")
+            self._add_arrow(flat, None if modes is None else _modes(modes))
+        else:
+            raise TypeError("lengths are missing; only an Arrow array of lists goes without")
 
     def add_index(self, prefix: str | Path) -> None:
         """Appends all documents of a published dataset of the same dtype and kind.
@@ -219,6 +238,18 @@ class IndexedDatasetBuilder:
         finally:
             self.abort()
 
+    def _add_arrow(self, source: Any, modes: npt.NDArray[np.uint8] | None) -> None:
+        chunks = list(arrow_rows(source))
+        num_sequences = sum(len(rows.lengths) for rows in chunks)
+        if modes is not None and len(modes) != num_sequences:
+            raise ValueError(f"there are {num_sequences} sequences, but {len(modes)} modes")
+        first = 0
+        for rows in chunks:
+            end = first + len(rows.lengths)
+            these = None if modes is None else modes[first:end]
+            self._add(self._array(rows.flat), rows.lengths, rows.document_lengths, these)
+            first = end
+
     def _add(
         self,
         ids: npt.NDArray[Any],
@@ -233,7 +264,7 @@ class IndexedDatasetBuilder:
         array = np.asarray(ids)
         if array.dtype != self.dtype:
             array = self._converted(array)
-        return np.ascontiguousarray(array).reshape(-1)
+        return np.require(array, requirements=("C", "A")).reshape(-1)
 
     def _converted(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if array.size == 0:
@@ -242,7 +273,7 @@ class IndexedDatasetBuilder:
             if array.dtype.kind == "f" and np.can_cast(array.dtype, self.dtype):
                 return array.astype(self.dtype)
         elif array.dtype.kind == "i":
-            return array.astype(np.int64)
+            return array.astype(np.int64, copy=False)
         elif array.dtype.kind == "u":
             if array.max() > np.iinfo(np.int64).max:
                 raise ValueError(f"token {array.max()} does not fit 64 signed bits")

@@ -1,5 +1,6 @@
 //! The extension module `mmfast._mmfast`: a list of signatures over `mmfast-core`.
 
+mod arguments;
 mod dataset;
 mod error;
 mod gather;

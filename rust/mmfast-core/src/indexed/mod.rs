@@ -15,6 +15,7 @@ mod gather;
 mod header;
 mod index;
 mod joined;
+mod joined_index;
 mod journal;
 mod map;
 mod media;

@@ -113,9 +113,10 @@ pub(super) fn complete(vfs: &dyn Vfs, prefix: &Prefix) -> Result<()> {
     }
     // That it is committed must not be forgotten once there is no way back.
     vfs.sync_folder_of(prefix.path())?;
-    if vfs.exists(&prefix.idx())? {
-        // Without the old index a `.media` is the new one, or belongs to none and is not looked at.
+    if vfs.exists(&prefix.idx())? && vfs.exists(&prefix.media())? {
+        // Durably before the old index goes: without that, a `.media` is the new one.
         vfs.remove(&prefix.media())?;
+        vfs.sync_folder_of(prefix.path())?;
     }
     for superseded in [prefix.journal(), prefix.new_journal(), prefix.idx()] {
         vfs.remove(&superseded)?;

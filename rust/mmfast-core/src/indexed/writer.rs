@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 use crate::vfs::{Disk, Vfs};
 
 /// Ids encoded before the buffer may be written out.
-const CHUNK_TOKENS: usize = 1 << 18;
+const CHUNK_TOKENS: usize = 1 << 16;
 /// Bytes of ids after which a journaled writer acknowledges what it has.
 const RECORD_BYTES: u64 = 64 << 20;
 
@@ -278,17 +278,10 @@ impl DatasetWriter {
         let written = self.written();
         let header = self.contents.header();
         let sums = self.bin.finish()?;
-        let index = write_index(
-            self.staging.vfs(),
-            &self.staging.prefix().new_idx(),
-            &header,
-            || self.contents.lengths().iter().copied(),
-            std::iter::once(0).chain(self.contents.document_ends().iter().copied()),
-            self.contents.modes().iter().copied(),
-        )?;
-        write_references(&self.staging, &index, || {
-            self.contents.references().iter_from(0)
-        })?;
+        let path = self.staging.prefix().new_idx();
+        let index = write_index(self.staging.vfs(), &path, &self.contents)?;
+        let references = self.contents.references();
+        write_references(&self.staging, &index, || references.iter_from(0))?;
         self.joined.finish(&mut self.notes);
         write_sidecar(&self.staging, &header, written, &index, sums, self.notes)?;
         self.staging.publish()?;
