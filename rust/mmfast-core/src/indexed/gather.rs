@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use super::map::Item;
+use super::reader::IndexedDataset;
 use super::shards::Held;
 use super::view::DatasetView;
 use crate::error::{Error, Result};
@@ -87,8 +88,9 @@ impl Gather {
             Error::argument(format!("cannot hold {num_tokens} ids at once: {error}"))
         })?;
         let mut open = OneOpen::of(view);
-        for Run { shard, tokens } in &self.runs {
+        for (Run { shard, tokens }, next) in self.runs_and_next() {
             let dataset = open.shard(*shard)?;
+            will_copy(dataset, *shard, next);
             if let Some(ids) = dataset.slice(tokens)? {
                 out.extend_from_slice(ids);
                 continue;
@@ -109,12 +111,26 @@ impl Gather {
             Error::argument(format!("{num_tokens} ids do not fit an array of {room}"))
         })?;
         let mut open = OneOpen::of(view);
-        for Run { shard, tokens } in &self.runs {
+        for (Run { shard, tokens }, next) in self.runs_and_next() {
             let (here, behind) = rest.split_at_mut(tokens.len());
-            open.shard(*shard)?.read(tokens.start, here)?;
+            let dataset = open.shard(*shard)?;
+            will_copy(dataset, *shard, next);
+            dataset.read(tokens.start, here)?;
             rest = behind;
         }
         Ok(num_tokens)
+    }
+
+    fn runs_and_next(&self) -> impl Iterator<Item = (&Run, Option<&Run>)> {
+        let next = self.runs.iter().skip(1).map(Some);
+        self.runs.iter().zip(next.chain(std::iter::once(None)))
+    }
+}
+
+/// Brings the beginning of the next run into the caches while this one is copied.
+fn will_copy(dataset: &IndexedDataset, shard: usize, next: Option<&Run>) {
+    if let Some(next) = next.filter(|next| next.shard == shard) {
+        dataset.will_copy(&next.tokens);
     }
 }
 

@@ -38,6 +38,10 @@ const OPEN_WAIT: Duration = Duration::from_millis(10);
 const FINGERPRINT_BLOCKS: u64 = 64;
 const FINGERPRINT_BLOCK_BYTES: u64 = 4096;
 
+/// Bytes of a run that is copied next that are asked for while the one before is copied. After these the
+/// processor has found out by itself that it is read in order.
+const AHEAD_BYTES: usize = 2048;
+
 /// A published dataset. Views of its ids borrow from it; whoever needs them longer keeps an `Arc`.
 #[derive(Debug)]
 pub struct IndexedDataset {
@@ -327,6 +331,14 @@ impl IndexedDataset {
         Ok(())
     }
 
+    /// Says that ids will be copied soon; see [`DocumentSource::will_read`].
+    pub(super) fn will_copy(&self, tokens: &Range<usize>) {
+        let item_bytes = self.dtype().item_bytes();
+        let [start, end] = [tokens.start, tokens.end].map(|token| token.saturating_mul(item_bytes));
+        self.bin
+            .prefetch(start..end.min(start.saturating_add(AHEAD_BYTES)));
+    }
+
     /// The bytes of a range of ids; a range past the end stays one.
     fn bytes_of(&self, tokens: &Range<usize>) -> Range<u64> {
         let item_bytes = self.dtype().item_bytes() as u64;
@@ -374,6 +386,9 @@ impl IndexedDataset {
             return Ok(0..0);
         }
         let first = self.index.byte_range(sequences.start)?;
+        if sequences.end - sequences.start == 1 {
+            return Ok(first);
+        }
         let last = self.index.byte_range(sequences.end - 1)?;
         // Always in this order in an index that was checked.
         Ok(first.start..last.end.max(first.start))
