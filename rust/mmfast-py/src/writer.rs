@@ -116,7 +116,6 @@ impl DatasetWriter {
         })
     }
 
-    #[pyo3(signature = (ids, lengths, sequences_per_document, modes, references=Vec::new()))]
     #[expect(clippy::needless_pass_by_value, reason = "as Python passes it")]
     fn add_documents(
         &self,
