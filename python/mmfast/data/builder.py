@@ -109,7 +109,6 @@ class IndexedDatasetBuilder:
             provenance=json.dumps(dict(provenance), allow_nan=False) if provenance else None,
         )
         self._written: Written | None = None
-        self._is_open = True
 
     @property
     def written(self) -> Written:
@@ -201,7 +200,6 @@ class IndexedDatasetBuilder:
                 builder, else they are gone. If it failed at the very last, the new pair is in place.
         """
         self._written = Written(*self._writer.finish())
-        self._is_open = False
         return self._written
 
     def abort(self) -> None:
@@ -209,12 +207,10 @@ class IndexedDatasetBuilder:
 
         With `resume=True` what is acknowledged stays for another builder, which may also `discard` it.
         """
-        self._is_open = False
         self._writer.abort()
 
     def discard(self) -> None:
         """Aborts, and gives up what a journal has acknowledged as well. Harmless when finished."""
-        self._is_open = False
         self._writer.discard()
 
     def __enter__(self) -> Self:
@@ -227,9 +223,9 @@ class IndexedDatasetBuilder:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if self._is_open and error is None:
+            if self._writer.is_open() and error is None:
                 self.finalize()
-            elif self._is_open and self.resume:
+            elif self._writer.is_open() and self.resume:
                 self.flush()
         except Exception as unkept:
             if error is None:

@@ -194,8 +194,7 @@ class Loader(IterableDataset[Batch]):
             self._worker_start = self._worker_start or self.state_dict()
             self._native.take_turns(worker.id, worker.num_workers)
             self.load_state_dict(self._worker_start)
-        while (batch := self._next()) is not None:
-            yield batch
+        return _Batches(self)
 
     def _next(self) -> Batch | None:
         if self._allocate is not None:
@@ -261,6 +260,22 @@ class Loader(IterableDataset[Batch]):
     def close(self) -> None:
         """Ends the threads. The loader can still be used and starts them again."""
         self._native.stop()
+
+
+class _Batches(Iterator[Batch]):
+    """The batches of a loader.
+
+    Not a generator, which would keep each batch, and so its memory, in use while the next one is made.
+    """
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def __next__(self) -> Batch:
+        batch = self.loader._next()
+        if batch is None:
+            raise StopIteration
+        return batch
 
 
 _ARGUMENTS = frozenset(inspect.signature(Loader.__init__).parameters) - {"self"}

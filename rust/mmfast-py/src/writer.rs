@@ -185,6 +185,13 @@ impl DatasetWriter {
         Ok(counts_of(durable))
     }
 
+    fn is_open(&self, py: Python<'_>) -> PyResult<bool> {
+        run_detached(py, || {
+            let guard = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            Ok(guard.is_some())
+        })
+    }
+
     fn counts(&self, py: Python<'_>) -> PyResult<Counts> {
         let written = self.with_writer(py, |writer| Ok(writer.written()))?;
         Ok(counts_of(written))

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use mmfast_core::Error;
 use mmfast_core::indexed::{
-    DatasetView, DatasetWriter, DocumentSource, Dtype, Gather, IndexedDataset, Notes, Prefix,
-    Tokens, Verify, scan,
+    Access, DatasetView, DatasetWriter, DocumentSource, Dtype, Gather, IndexedDataset, Notes,
+    Prefix, Tokens, Verify, scan,
 };
 use mmfast_core::vfs::{Disk, Vfs};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
@@ -219,12 +219,14 @@ fn for_each_shape(
 #[test]
 fn a_mutated_index_is_refused_or_read_within_its_bounds() {
     let num_attempts = figures::scaled(100_000, 5_000_000);
+    let disk: Arc<dyn Vfs> = Arc::new(Disk);
     let num_accepted = for_each_shape(&SHAPES[..3], num_attempts, |_, at, attempts| {
         Disk.remove(&at.sidecar()).unwrap();
         let unchanged = |_: &mut Vec<u8>, _: &mut Draws| ();
         attempt_all(&at.idx(), attempts, unchanged, |draws| {
             let level = draws.one_of(&[Verify::None, Verify::Index, Verify::Index]);
-            let dataset = Arc::new(IndexedDataset::open_on(&Disk, at, level)?);
+            let access = draws.one_of(&[Access::Mmap, Access::Pread]);
+            let dataset = Arc::new(IndexedDataset::open_with(&disk, at, level, access)?);
             read_everything(&dataset, level == Verify::Index)
         })
     });
