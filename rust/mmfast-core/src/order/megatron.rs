@@ -130,8 +130,18 @@ impl Plan {
         let num_samples = if config.drop_last {
             (num_tokens - extra) / length
         } else {
-            // In single precision, as megatron-core does it.
-            ((num_tokens - extra) as f32 / config.sequence_length as f32).ceil() as u64
+            let exact = (num_tokens - extra).div_ceil(length);
+            // megatron-core computes this in single precision.
+            let theirs =
+                ((num_tokens - extra) as f32 / config.sequence_length as f32).ceil() as u64;
+            if theirs != exact {
+                return Err(Error::argument(format!(
+                    "there are {exact} samples, but megatron-core, which counts them in single precision \
+                     here, makes it {theirs}: an order of that many is not to be had; drop the last \
+                     partial sample, or use the default order"
+                )));
+            }
+            exact
         };
         let limit = i32::MAX as u64;
         if num_places.is_none_or(|places| places > limit)
@@ -407,6 +417,28 @@ mod tests {
         let together = MegatronIndices::new(&lengths, 0, &config(10, Some(198))).unwrap();
         assert!(!together.separate_final_epoch);
         assert_eq!(together.num_epochs, 2);
+    }
+
+    #[test]
+    fn a_count_that_single_precision_gets_wrong_is_refused() {
+        // 10^12 + 4097 ids in samples of 4096: megatron-core finds 244,140,624 of 244,140,626.
+        let num_tokens = 1_000_000_004_097_u64;
+        let mut lengths = vec![1_000_000_000; 1_000];
+        lengths.push(u32::try_from(num_tokens - 1_000_000_000_000).unwrap());
+        let config = MegatronConfig {
+            drop_last: false,
+            extra_token: true,
+            ..config(4_096, None)
+        };
+        let error = Plan::new(&lengths, 0, &config).unwrap_err().to_string();
+        assert!(error.contains("244140626"), "{error}");
+        assert!(error.contains("244140624"), "{error}");
+        let dropping = MegatronConfig {
+            drop_last: true,
+            ..config
+        };
+        let plan = Plan::new(&lengths, 0, &dropping).unwrap();
+        assert_eq!(plan.num_samples, (num_tokens - 1) / 4_096);
     }
 
     #[test]
