@@ -216,7 +216,7 @@ ROWS = (
         partial(passed_tests, result="0 findings"),
         {
             f"CARGO_TARGET_{host().upper().replace('-', '_')}_RUNNER": (
-                "valgrind --quiet --error-exitcode=1 --leak-check=full"
+                "valgrind --quiet --error-exitcode=1 --leak-check=full --errors-for-leak-kinds=definite"
             ),
             "MMFAST_RELIABILITY": "",
         },
