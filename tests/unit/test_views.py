@@ -306,6 +306,29 @@ def test_a_loader_takes_several_prefixes_a_pattern_and_parts(shards, tmp_path: P
         batches(tmp_path / "missing")
 
 
+def test_a_forked_process_opens_several_datasets_as_its_parent_did(shards) -> None:
+    prefixes, _ = shards
+    code = textwrap.dedent(
+        """
+        import os, signal, sys
+        from mmfast.data import IndexedDataset
+        dataset = IndexedDataset(sys.argv[1:])
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            again = IndexedDataset(sys.argv[1:])
+            same = again.tokens.tolist() == dataset.tokens.tolist()
+            os._exit(0 if same else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, prefixes)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_local_disk_is_mapped_without_being_asked(tmp_path: Path) -> None:
     write(tmp_path / "a", documents_from(2, 3))
     assert IndexedDataset(tmp_path / "a").access.startswith("mmap (")

@@ -293,7 +293,7 @@ class IndexedDataset:
 
     def document(self, index: int) -> list[Segment]:
         """The segments of a document; empty for an empty one."""
-        return [Segment(ids, mode) for ids, mode in self._reader.document(index)]
+        return [Segment(*segment) for segment in self._reader.document(index)]
 
     def documents(self) -> Iterator[list[Segment]]:
         """All documents in order."""

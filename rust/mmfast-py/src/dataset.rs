@@ -39,6 +39,9 @@ type SidecarFacts = (u128, String, Option<String>, String, usize);
 /// A damaged block: number, its bytes, its documents, all of it in words.
 type Damage = (u64, (u64, u64), (u64, u64), String);
 
+/// Ids, mode, and what the ids stand for if they are placeholders.
+type SegmentFields<'py> = (Bound<'py, PyUntypedArray>, u8, Option<String>);
+
 /// Keeps a mapping alive for as long as an array points into it: the base of every such array.
 #[pyclass(frozen, module = "mmfast._mmfast")]
 struct Mapping {
@@ -269,11 +272,7 @@ impl DatasetReader {
     }
 
     /// Ids and mode of each sequence of a document.
-    fn document<'py>(
-        &self,
-        py: Python<'py>,
-        index: i64,
-    ) -> PyResult<Vec<(Bound<'py, PyUntypedArray>, u8)>> {
+    fn document<'py>(&self, py: Python<'py>, index: i64) -> PyResult<Vec<SegmentFields<'py>>> {
         let sequences = resolve("document", index, self.view.num_documents())
             .and_then(|document| self.view.document_sequences(document))
             .map_err(to_py)?;
@@ -281,7 +280,8 @@ impl DatasetReader {
             let (dataset, local) = self.view.locate(sequence).map_err(to_py)?;
             let tokens = dataset.token_range(local).map_err(to_py)?;
             let mode = dataset.mode(local).map_err(to_py)?;
-            Ok((self.array(py, &dataset, tokens)?, mode))
+            let media = dataset.media(local).map_err(to_py)?;
+            Ok((self.array(py, &dataset, tokens)?, mode, media))
         };
         sequences.map(segment).collect()
     }

@@ -279,6 +279,9 @@ impl BatchLoader {
         fields.set_item("weight_sum", facts.weight_sum)?;
         fields.set_item("num_tokens", facts.num_tokens)?;
         fields.set_item("num_documents", facts.num_documents)?;
+        let media = facts.media.into_iter();
+        let media = media.map(|(row, at)| (row, at.start, at.num_ids, at.reference));
+        fields.set_item("media", media.collect::<Vec<_>>())?;
         fields.set_item("state", self.state_fields(facts.cursor))?;
         let counts = PyDict::new(py);
         counts.set_item("documents", facts.counts.documents)?;

@@ -95,6 +95,20 @@ impl DatasetWriter {
         Ok(true)
     }
 
+    fn add_referring_sequence(
+        &self,
+        py: Python<'_>,
+        ids: &Bound<'_, PyAny>,
+        mode: u8,
+        reference: &str,
+    ) -> PyResult<()> {
+        Ids::of_array(ids)?.with(|tokens| {
+            self.with_writer(py, |writer| {
+                writer.add_referring_sequence(tokens, mode, Some(reference))
+            })
+        })
+    }
+
     fn end_document(&self, py: Python<'_>) -> PyResult<()> {
         self.with_writer(py, |writer| {
             writer.end_document();
@@ -102,6 +116,7 @@ impl DatasetWriter {
         })
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "as Python passes it")]
     fn add_documents(
         &self,
         py: Python<'_>,
@@ -109,17 +124,22 @@ impl DatasetWriter {
         lengths: &Bound<'_, PyArray1<i64>>,
         sequences_per_document: &Bound<'_, PyArray1<i64>>,
         modes: Option<&Bound<'_, PyArray1<u8>>>,
+        references: Vec<(u64, String)>,
     ) -> PyResult<()> {
         let lengths = lengths.try_readonly()?;
         let counts = sequences_per_document.try_readonly()?;
         let modes = modes.map(PyArrayMethods::try_readonly).transpose()?;
         let (lengths, counts) = (lengths.as_slice()?, counts.as_slice()?);
         let modes = modes.as_ref().map(|modes| modes.as_slice()).transpose()?;
+        let references: Vec<_> = references
+            .iter()
+            .map(|(at, text)| (*at, text.as_str()))
+            .collect();
         Ids::of_array(ids)?.with(|tokens| {
             self.with_writer(py, |writer| {
                 let lengths = each_fits(lengths, "sequence length")?;
                 let counts = each_fits(counts, "number of sequences in a document")?;
-                writer.add_documents(tokens, &lengths, &counts, modes)
+                writer.add_referring_documents(tokens, &lengths, &counts, modes, &references)
             })
         })
     }

@@ -8,7 +8,6 @@ use std::ops::{Deref, Range};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use rayon::prelude::*;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::access::{Access, AccessChoice};
@@ -19,6 +18,9 @@ use super::source::{DocumentSource, out_of_range};
 use super::verify::Verify;
 use crate::error::{Error, Result};
 use crate::vfs::{Disk, Vfs};
+
+/// Threads that open datasets; over a network most of the time is waiting.
+const OPENING_THREADS: usize = 16;
 
 /// How datasets of a view are opened.
 #[derive(Debug, Clone, Copy)]
@@ -130,7 +132,7 @@ pub(super) struct Shards {
 }
 
 impl Shards {
-    /// Opens and checks each, on all cores, and that they go together.
+    /// Opens and checks each, on a few threads, and that they go together.
     pub(super) fn open(
         vfs: Arc<dyn Vfs>,
         prefixes: &[Prefix],
@@ -149,7 +151,7 @@ impl Shards {
         let opened = match prefixes {
             [] => return Err(Error::argument("there is no dataset to open")),
             [one] => vec![open(one)?],
-            several => several.par_iter().map(open).collect::<Result<Vec<_>>>()?,
+            several => in_threads(several, open)?,
         };
         let (entries, datasets): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
         require_one_vocabulary(&entries)?;
@@ -357,6 +359,28 @@ impl Recent {
         let oldest = oldest.map(|(&shard, _)| shard)?;
         self.by_shard.remove(&oldest).map(|(_, dataset)| dataset)
     }
+}
+
+/// Does the same with each, in order, on a few threads of its own: a pool that all of the process shares
+/// would not be there any more in a forked one.
+fn in_threads<T: Send>(
+    prefixes: &[Prefix],
+    work: impl Fn(&Prefix) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let part = prefixes.len().div_ceil(OPENING_THREADS).max(1);
+    let done = std::thread::scope(|scope| {
+        let threads: Vec<_> = prefixes
+            .chunks(part)
+            .map(|part| scope.spawn(|| part.iter().map(&work).collect::<Result<Vec<_>>>()))
+            .collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        threads.into_iter().map(join).collect::<Result<Vec<_>>>()
+    });
+    Ok(done?.into_iter().flatten().collect())
 }
 
 /// Sums of the numbers before each, then of all.

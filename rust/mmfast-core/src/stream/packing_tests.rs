@@ -105,8 +105,13 @@ fn slow_rows(stream: &Stream, plan: &WindowPlan, memory: &Memory, bins: Range<u6
         arrays.document_ids.resize(size, 0);
         arrays.modality_ids.resize(size, 0);
         arrays.loss_weights.resize(size, 0.0);
+        let filled = super::row::RowFacts {
+            ends,
+            weight_sum,
+            media: Vec::new(),
+        };
+        facts.add_row(facts.num_rows, filled);
         facts.num_rows += 1;
-        facts.add_row(&ends, weight_sum);
     }
     Batch::of(arrays, facts)
 }
