@@ -44,7 +44,7 @@ def cases(results: Results) -> str:
             ratios = ("", "")
             if peer is not None:
                 ratios = tuple(
-                    f"{results.rate(group, contender, clock) / results.rate(group, peer, clock):.2f}"
+                    _short(results.rate(group, contender, clock) / results.rate(group, peer, clock))
                     for clock in ("wall", "cpu")
                 )
             lines.append(
@@ -83,7 +83,12 @@ def _time(seconds: float) -> str:
 def _rate(results: Results, group: str, contender: str) -> str:
     unit = results.groups[group][contender]["extra_info"]["unit"]
     rate = results.rate(group, contender, "wall")
-    return f"{rate / 1e9:.2f} GB/s" if unit == "B" else f"{rate:,.0f} {unit}/s"
+    return f"{rate / 1e9:.2f} GB/s" if unit == "B" else f"{_short(rate)} {unit}/s"
+
+
+def _short(number: float) -> str:
+    """Three digits or all before the point: 0.0123, 1.23, 12,345."""
+    return f"{number:,.0f}" if number >= 1_000 else f"{number:#.3g}".rstrip(".")
 
 
 def _facts(case: dict) -> str:

@@ -99,7 +99,9 @@ PER_DOCUMENT = "write, a call a document"
 MERGE = "merge, 8 parts of 55 MB"
 MERGE_MANY = "merge, 200 shards of 10,000 documents"
 OPEN = "open, 5 M documents"
+OPEN_MANY = "open, 200 shards of 10,000 documents"
 READ = "read, random documents"
+READ_UNMAPPED = "read, random documents, no map"
 BATCHES = "32 x 4,096 int64 batches"
 PACK = "pack 2 M lengths, {}"
 PACK_SMALL = "pack 20,000 lengths, lognormal"
@@ -114,7 +116,9 @@ PEER_OF_GROUP = {
     MERGE: "megatron-core add_index",
     MERGE_MANY: "megatron-core add_index, finalized (no fsync)",
     OPEN: "megatron-core",
+    OPEN_MANY: "megatron-core, one by one",
     READ: "megatron-core ds[i], in place",
+    READ_UNMAPPED: "megatron-core mmap=False, ds[i]",
     BATCHES: "megatron-core GPTDataset + collate",
     RESUME: "megatron-core GPTDataset, indices cached, new",
     PACK_SMALL: "trl algorithm, all at once",
@@ -156,6 +160,12 @@ TARGETS = (
         "per-document API, of megatron-core add_document, both arrays",
         "{:.2f} times",
         times(PER_DOCUMENT, "mmfast add_document, arrays", "megatron-core add_document, arrays"),
+        at_least=4,
+    ),
+    Target(
+        "per-document API, of megatron-core add_document, both lists",
+        "{:.2f} times",
+        times(PER_DOCUMENT, "mmfast add_document, lists", "megatron-core add_document, lists"),
         at_least=4,
     ),
     Target("merge", "{:.2f} GB/s", gigabytes(MERGE, "mmfast add_index"), at_least=2),

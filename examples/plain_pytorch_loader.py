@@ -81,8 +81,9 @@ def main() -> None:
                     f"step {step:3}  loss {loss.item():.3f}  padding {batch.padding_fraction:.1%}"
                 )
 
-        # A checkpoint needs the loader's state: a few numbers, the same on every rank.
-        state = loader.state_dict()
+        # A checkpoint needs a batch's state: a few numbers, the same on every rank and in every worker of
+        # `DataLoader(loader, batch_size=None, num_workers=N)`, which gives the same batches.
+        state = batch.state
         resumed = Loader([prefix], Cm3(), bin_tokens=BIN_TOKENS, global_batch_bins=8)
         resumed.load_state_dict(state)
         print(f"state {state}")

@@ -4,7 +4,8 @@ What each contender delivers:
 
 - mmfast `Loader`: whole documents packed into rows; ids, labels, weights, positions, document and
   modality ids, `cu_seqlens`. Prefetching is off, so that all work is inside the measured time.
-- mmfast `MegatronOrder`: `GPTDataset`'s samples: ids, labels, loss mask.
+- mmfast `MegatronOrder`: `GPTDataset`'s samples: ids, labels, loss mask; into the memory of the batch
+  before, as the `Loader` does, or into new memory, as all others do.
 - megatron-core: `GPTDataset` with torch's collate: ids, labels, loss mask, positions.
 - the others: ids alone, of rows that were cut before: no documents, labels or positions. They come as
   int32 from MosaicML and LitData and are widened; Hugging Face widens by itself.
@@ -23,6 +24,8 @@ from mmfast.vocab import Vocabulary
 
 ROWS, LENGTH = 32, 4_096
 BATCHES_PER_ROUND = 20
+# A window has about 17,500 rows; so each round of the Loader plans one.
+BATCHES_PER_WINDOW = 550
 pytestmark = pytest.mark.benchmark(group="32 x 4,096 int64 batches")
 
 
@@ -37,12 +40,14 @@ def choose() -> Callable[[int], np.ndarray]:
 def measure_batches(measure):
     """`measure_batches(contender, next_batch)` times 20 batches a round."""
 
-    def run(contender: str, next_batch, rounds: int = 7) -> None:
+    def run(
+        contender: str, next_batch, *, num_batches: int = BATCHES_PER_ROUND, rounds: int = 9
+    ) -> None:
         def round_of_batches() -> None:
-            for _ in range(BATCHES_PER_ROUND):
+            for _ in range(num_batches):
                 next_batch()
 
-        measure(contender, round_of_batches, BATCHES_PER_ROUND, "batches", rounds=rounds)
+        measure(contender, round_of_batches, num_batches, "batches", rounds=rounds)
 
     return run
 
@@ -58,7 +63,7 @@ def test_batches_mmfast(measure_batches, dataset_prefix) -> None:
         prefetch_batches=0,
     )
     batches = iter(loader)
-    measure_batches("mmfast Loader, packed", lambda: next(batches), rounds=21)
+    measure_batches("mmfast Loader, packed", lambda: next(batches), num_batches=BATCHES_PER_WINDOW)
 
 
 def test_batches_numpy(measure_batches, rows, choose) -> None:
@@ -71,15 +76,17 @@ def test_batches_numpy(measure_batches, rows, choose) -> None:
     measure_batches("numpy gather", gather, rounds=15)
 
 
-def test_batches_megatron_order(measure_batches, dataset_prefix, choose) -> None:
+@pytest.mark.parametrize("is_reused", [True, False], ids=["reused", "new"])
+def test_batches_megatron_order(measure_batches, dataset_prefix, choose, is_reused) -> None:
     order = MegatronOrder(dataset_prefix, sequence_length=LENGTH, seed=1)
+    memory = order.batch(choose(len(order))) if is_reused else None
 
     def batch() -> None:
-        samples = [order[int(i)] for i in choose(len(order))]
-        for part in zip(*samples, strict=True):
-            torch.from_numpy(np.stack(part))
+        for array in order.batch(choose(len(order)), out=memory):
+            torch.from_numpy(array)
 
-    measure_batches("mmfast MegatronOrder, stacked", batch)
+    words = "memory reused" if is_reused else "new memory"
+    measure_batches(f"mmfast MegatronOrder batch, {words}", batch)
 
 
 def test_batches_megatron(measure_batches, gpt_dataset, megatron_dataset, tmp_path, choose) -> None:

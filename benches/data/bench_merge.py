@@ -17,7 +17,7 @@ import pytest
 from mmfast.data import IndexedDatasetBuilder, merge_datasets
 
 NUM_PARTS = 8
-NUM_SHARDS, NUM_PEER_SHARDS, SHARD_DOCUMENTS, SHARD_LENGTH = 200, 10, 10_000, 16
+NUM_PEER_SHARDS = 10
 FEW = pytest.mark.benchmark(group="merge, 8 parts of 55 MB")
 MANY = pytest.mark.benchmark(group="merge, 200 shards of 10,000 documents")
 
@@ -70,18 +70,6 @@ def parts(corpus, tmp_path_factory) -> list[Path]:
         with IndexedDatasetBuilder(prefixes[-1], dtype="int32") as builder:
             builder.add_documents(ids[start : start + part.sum()], part)
         start += part.sum()
-    return prefixes
-
-
-@pytest.fixture(scope="module")
-def shards(corpus, tmp_path_factory) -> list[Path]:
-    ids, _ = corpus
-    folder = tmp_path_factory.mktemp("shards")
-    lengths = np.full(SHARD_DOCUMENTS, SHARD_LENGTH)
-    prefixes = [folder / f"shard-{number:03}" for number in range(NUM_SHARDS)]
-    for number, prefix in enumerate(prefixes):
-        with IndexedDatasetBuilder(prefix, dtype="int32") as builder:
-            builder.add_documents(ids[number * lengths.sum() :][: lengths.sum()], lengths)
     return prefixes
 
 
@@ -148,9 +136,9 @@ def test_merge_many_mmfast(measure, shards, folder) -> None:
     measure(
         "mmfast merge_datasets, published (fsync)",
         lambda: merge_datasets(folder / "ours", shards),
-        NUM_SHARDS,
+        len(shards),
         "shards",
-        kib_per_shard=peak / NUM_SHARDS,
+        kib_per_shard=peak / len(shards),
     )
 
 

@@ -5,8 +5,8 @@ Ours makes checksums while it copies and checks every id against the dtype; of t
 MosaicML's writer makes checksums (xxh64, asked for). megatron-core, MosaicML and LitData know no batch
 call; their loops get a fifth of the documents and are compared by rate.
 
-megatron-core's signature asks for tensors; arrays work too and are faster. Both are shown, and ours is
-given the same.
+megatron-core's signature asks for tensors; arrays work too and are faster; its own preprocessing gives
+lists. All are shown, and ours is given the same.
 """
 
 import itertools
@@ -19,7 +19,7 @@ import pytest
 
 from mmfast.data import IndexedDatasetBuilder
 
-FEWER_DOCUMENTS = 20_000
+FEWER_DOCUMENTS, FEWEST_DOCUMENTS = 20_000, 2_000
 BATCH = pytest.mark.benchmark(group="write, batch call")
 PER_DOCUMENT = pytest.mark.benchmark(group="write, a call a document")
 
@@ -47,14 +47,16 @@ def unpublished(folder: Path):
 
 @pytest.fixture(scope="module")
 def as_given(documents) -> Callable[[str], list]:
-    """Documents as `"arrays"` or `"tensors"`."""
+    """A fifth of the documents as `"arrays"` or `"tensors"`, a fiftieth as `"lists"`."""
 
     def convert(kind: str) -> list:
+        if kind == "lists":
+            return [document.tolist() for document in documents[:FEWEST_DOCUMENTS]]
         if kind == "arrays":
-            return documents
+            return documents[:FEWER_DOCUMENTS]
         import torch
 
-        return [torch.from_numpy(document) for document in documents]
+        return [torch.from_numpy(document) for document in documents[:FEWER_DOCUMENTS]]
 
     return convert
 
@@ -62,7 +64,7 @@ def as_given(documents) -> Callable[[str], list]:
 @BATCH
 def test_batch_numpy(measure, corpus, folder) -> None:
     ids, _ = corpus
-    measure("numpy tofile", lambda: ids.tofile(folder / "floor.bin"), ids.nbytes, "B", rounds=7)
+    measure("numpy tofile", lambda: ids.tofile(folder / "floor.bin"), ids.nbytes, "B", rounds=15)
 
 
 @BATCH
@@ -75,7 +77,23 @@ def test_batch_mmfast(measure, corpus, unpublished) -> None:
         ids.nbytes,
         "B",
         setup=renew,
-        rounds=7,
+        rounds=15,
+    )
+
+
+@BATCH
+def test_batch_mmfast_arrow(measure, corpus, unpublished) -> None:
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    ids, lengths = corpus
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32)
+    documents = pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids))
+    renew, builders = unpublished
+    measure(
+        "mmfast add_documents, an Arrow array",
+        lambda: builders[0].add_documents(documents),
+        ids.nbytes,
+        "B",
+        setup=renew,
     )
 
 
@@ -123,7 +141,7 @@ def test_batch_pyarrow(measure, corpus, folder) -> None:
 @pytest.mark.parametrize("kind", ["tensors", "arrays"])
 def test_batch_megatron(measure, as_given, folder, kind) -> None:
     peer = megatron()
-    given = as_given(kind)[:FEWER_DOCUMENTS]
+    given = as_given(kind)
     num_bytes = sum(document.nbytes for document in given)
 
     def write() -> None:
@@ -183,9 +201,9 @@ def test_batch_litdata(measure, documents, folder) -> None:
 
 
 @PER_DOCUMENT
-@pytest.mark.parametrize("kind", ["tensors", "arrays"])
+@pytest.mark.parametrize("kind", ["tensors", "arrays", "lists"])
 def test_per_document_mmfast(measure, as_given, unpublished, kind) -> None:
-    given = as_given(kind)[:FEWER_DOCUMENTS]
+    given = as_given(kind)
     renew, builders = unpublished
 
     def write() -> None:
@@ -198,7 +216,7 @@ def test_per_document_mmfast(measure, as_given, unpublished, kind) -> None:
 
 @PER_DOCUMENT
 def test_per_document_mmfast_published(measure, as_given, folder) -> None:
-    given = as_given("arrays")[:FEWER_DOCUMENTS]
+    given = as_given("arrays")
 
     def write() -> None:
         with IndexedDatasetBuilder(folder / "ours", dtype="int32") as builder:
@@ -211,7 +229,7 @@ def test_per_document_mmfast_published(measure, as_given, folder) -> None:
 @PER_DOCUMENT
 @pytest.mark.parametrize("kind", ["tensors", "arrays"])
 def test_per_document_mmfast_items(measure, as_given, unpublished, kind) -> None:
-    given = as_given(kind)[:FEWER_DOCUMENTS]
+    given = as_given(kind)
     renew, builders = unpublished
 
     def write() -> None:
@@ -225,10 +243,10 @@ def test_per_document_mmfast_items(measure, as_given, unpublished, kind) -> None
 
 
 @PER_DOCUMENT
-@pytest.mark.parametrize("kind", ["tensors", "arrays"])
+@pytest.mark.parametrize("kind", ["tensors", "arrays", "lists"])
 def test_per_document_megatron(measure, as_given, folder, kind) -> None:
     peer = megatron()
-    given = as_given(kind)[:FEWER_DOCUMENTS]
+    given = as_given(kind)
 
     def write() -> None:
         builder = peer.IndexedDatasetBuilder(str(folder / "peer.bin"), dtype=np.int32)
@@ -242,7 +260,7 @@ def test_per_document_megatron(measure, as_given, folder, kind) -> None:
 @PER_DOCUMENT
 def test_per_document_megatron_finalized(measure, as_given, folder) -> None:
     peer = megatron()
-    given = as_given("arrays")[:FEWER_DOCUMENTS]
+    given = as_given("arrays")
 
     def write() -> None:
         builder = peer.IndexedDatasetBuilder(str(folder / "peer.bin"), dtype=np.int32)
@@ -257,7 +275,7 @@ def test_per_document_megatron_finalized(measure, as_given, folder) -> None:
 @PER_DOCUMENT
 def test_per_document_megatron_items(measure, as_given, folder) -> None:
     peer = megatron()
-    given = as_given("tensors")[:FEWER_DOCUMENTS]
+    given = as_given("tensors")
 
     def write() -> None:
         builder = peer.IndexedDatasetBuilder(str(folder / "peer.bin"), dtype=np.int32)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 ROW = 4_096
+NUM_SHARDS, SHARD_DOCUMENTS, SHARD_LENGTH = 200, 10_000, 16
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +20,21 @@ def rows(corpus) -> np.ndarray:
     """The corpus cut into rows, int32 `[N, 4096]`; a view."""
     ids, _ = corpus
     return ids[: len(ids) // ROW * ROW].reshape(-1, ROW)
+
+
+@pytest.fixture(scope="session")
+def shards(corpus, tmp_path_factory) -> list[Path]:
+    """200 datasets of 10,000 documents of 16 ids."""
+    from mmfast.data import IndexedDatasetBuilder
+
+    ids, _ = corpus
+    folder = tmp_path_factory.mktemp("shards")
+    lengths = np.full(SHARD_DOCUMENTS, SHARD_LENGTH)
+    prefixes = [folder / f"shard-{number:03}" for number in range(NUM_SHARDS)]
+    for number, prefix in enumerate(prefixes):
+        with IndexedDatasetBuilder(prefix, dtype="int32") as builder:
+            builder.add_documents(ids[number * lengths.sum() :][: lengths.sum()], lengths)
+    return prefixes
 
 
 @pytest.fixture(scope="session")

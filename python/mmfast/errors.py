@@ -55,3 +55,10 @@ class StateMismatchError(MmfastError):
 
 class InternalError(MmfastError):
     """A bug of ours: the text says what to report."""
+
+
+class ForeignFormatWarning(UserWarning):
+    """A dataset is not as megatron-core writes it, but was understood; the text says what was found.
+
+    `warnings.simplefilter("error", ForeignFormatWarning)` makes it an error.
+    """

@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 
 from mmfast.cli import main
+from mmfast.cli.data_show import half_blocks
 from mmfast.data import IndexedDataset, IndexedDatasetBuilder
 from mmfast.data.rendering import Renderer
+from mmfast.errors import ForeignFormatWarning
 from mmfast.vocab import Vocabulary
 
 ROLES = ("eos", "pad", "break", "mask_0")
@@ -121,8 +123,116 @@ def test_show_decodes_images_with_the_recipes_tokenizer(run, prefix: Path) -> No
     code, output, log = run("data", "show", prefix, 0, "--images", prefix.parent / "pictures")
     assert code == 0, log
     path = Path(output.splitlines()[-1])
+    size = (GRID[1] * config.downsample, GRID[0] * config.downsample)
     with Image.open(path) as image:
-        assert image.size == (GRID[1] * config.downsample, GRID[0] * config.downsample)
+        assert image.size == size
+    assert "▀" not in output
+    code, output, _ = run("data", "show", prefix, "0:2", "--preview")
+    assert code == 0
+    # Two images, each two pixels in a character.
+    assert output.count("▀") == 2 * size[0] * size[1] // 2
+
+
+def test_a_preview_has_the_colours_of_both_halves() -> None:
+    image = Image.new("RGB", (2, 3), (1, 2, 3))
+    image.putpixel((1, 1), (9, 8, 7))
+    first, second = half_blocks(image, 64).splitlines()
+    assert first.startswith("\x1b[38;2;1;2;3m\x1b[48;2;1;2;3m▀")
+    assert first.endswith("\x1b[0m")
+    assert "▀" in second
+    assert half_blocks(Image.new("L", (200, 100)), 50).count("▀") == 50 * 25 // 2 + 25
+
+
+@pytest.mark.parametrize(
+    ("named", "shown"), [("1", [1]), ("0:2", [0, 1]), ("1:", [1, 2]), (":1", [0]), ("2:99", [2])]
+)
+def test_show_takes_a_document_or_a_range(run, prefix: Path, named: str, shown: list[int]) -> None:
+    code, output, _ = run("data", "show", prefix, named)
+    assert code == 0
+    found = [line.split(":")[0] for line in output.splitlines() if line.startswith("document")]
+    assert found == [f"document {k}" for k in shown]
+
+
+@pytest.mark.parametrize("named", ["3", "3:5", "2:1", "a", "1:b", "-1"])
+def test_show_refuses_documents_that_are_not_there(run, prefix: Path, named: str) -> None:
+    code, _, log = run("data", "show", prefix, "--", named)
+    assert code == 2
+    assert "document" in log
+
+
+def test_several_datasets_are_looked_at_as_one(run, prefix: Path) -> None:
+    for suffix in (".bin", ".idx", ".mmf"):
+        copy = prefix.with_name("train-2").with_suffix(suffix)
+        copy.write_bytes(prefix.with_suffix(suffix).read_bytes())
+    several = (prefix, prefix.with_name("train-2"))
+    code, output, log = run("data", "info", *several, "--json")
+    assert code == 0, log
+    facts = json.loads(output)
+    assert (facts["datasets"], facts["documents"], facts["sequences"]) == (2, 6, 12)
+    assert facts["access"].startswith("mmap")
+    code, output, log = run("data", "verify", prefix.with_name("train*"))
+    assert code == 0, log
+    assert "2 datasets" in output
+    assert "sound; 6 documents" in output
+    assert "GB/s, ids" in log
+    code, output, _ = run("data", "stats", *several, "--json")
+    assert json.loads(output)["num_documents"] == 6
+    code, output, _ = run("data", "show", prefix.with_name("train*"), 4)
+    assert output.startswith("document 4: 3 sequences")
+    code, _, log = run("data", "info", prefix, prefix.with_name("missing"))
+    assert code == 2
+    assert "missing.idx is missing" in log
+    damaged = bytearray(several[1].with_suffix(".bin").read_bytes())
+    damaged[0] ^= 1
+    several[1].with_suffix(".bin").write_bytes(damaged)
+    code, _, log = run("data", "verify", *several)
+    assert code == 3
+    assert "train-2.bin: 1 of 1 blocks" in log
+
+
+def test_a_dataset_as_nemo_merged_it_is_readable_and_said_to_be_foreign(run, prefix: Path) -> None:
+    with IndexedDatasetBuilder(prefix.with_name("nemo")) as builder:
+        builder.add_documents([1, 2, 3, 4, 5, 6], [2, 1, 3])
+    foreign = prefix.with_name("nemo")
+    idx = bytearray(foreign.with_suffix(".idx").read_bytes())
+    idx[26] = 2  # document indices: 0 and 1 only
+    foreign.with_suffix(".idx").write_bytes(idx[: -2 * 8])
+    foreign.with_suffix(".mmf").unlink()
+    with pytest.warns(ForeignFormatWarning, match="2 sequences lie past the last document"):
+        dataset = IndexedDataset(foreign)
+    assert [s.ids.tolist() for d in dataset.documents() for s in d] == [[1, 2], [3], [4, 5, 6]]
+    assert dataset.num_documents == 3
+    assert len(dataset.findings) == 1
+    code, output, log = run("data", "info", foreign)
+    assert code == 0
+    assert "merge_file_" in output
+    assert "note: " in log
+    code, output, _ = run("data", "verify", foreign)
+    assert code == 0
+    assert "sound, though not as megatron-core writes it" in output
+    code, _, log = run("data", "verify", foreign, "--strict")
+    assert code == 3
+    assert "mmfast data merge" in log
+    code, _, _ = run("data", "merge", foreign, foreign)
+    assert code == 0
+    assert IndexedDataset(foreign).findings == []
+    code, _, _ = run("data", "verify", foreign, "--strict")
+    assert code == 0
+
+
+@pytest.mark.parametrize(("size", "differs"), [(65_499, 0), (65_500, 1), (65_536, 1), (65_537, 0)])
+def test_info_tells_both_megatron_rules_where_they_disagree(
+    run, tmp_path: Path, size: int, differs: int
+) -> None:
+    Vocabulary.build(size - 1, roles=("eos",), multiple_of=1).save(tmp_path)
+    with IndexedDatasetBuilder(tmp_path / "a") as builder:
+        builder.add_document([1], [1])
+    code, output, _ = run("data", "info", tmp_path / "a")
+    assert code == 0
+    assert output.count("megatron dtype") == differs
+    if differs:
+        assert "writes int32" in output
+        assert "reads uint16" in output
 
 
 def test_verify_accepts_sound_data_and_ends_with_3_on_any_damage(run, prefix: Path) -> None:
@@ -259,6 +369,11 @@ def test_pack_counts_rows_fill_and_overlong_documents(run, tmp_path: Path) -> No
     assert code == 0
     figures = json.loads(output)
     assert (figures["num_bins"], figures["num_lost_tokens"], figures["fill"]) == (2, 12, 1.0)
+    arguments = ("--capacity", 10, "--dry-run", "--packing", "concat")
+    code, output, _ = run("data", "pack", tmp_path / "text", *arguments)
+    assert code == 0
+    assert "5 documents in 4 rows of 10 ids: 80.000% full" in output
+    assert "0 over-long documents" in output
 
 
 def test_pack_refuses_to_cut_images_and_to_do_more_than_count(run, prefix: Path) -> None:
@@ -266,6 +381,9 @@ def test_pack_refuses_to_cut_images_and_to_do_more_than_count(run, prefix: Path)
     assert code == 2
     assert "document 0 has" in log
     assert "image" in log
+    code, _, log = run("data", "pack", prefix, "--packing", "concat", "--dry-run")
+    assert code == 2
+    assert "choose 'best_fit' or 'none'" in log
     code, _, log = run("data", "pack", prefix, "--capacity", 4)
     assert code == 2
     assert "--dry-run" in log

@@ -449,6 +449,32 @@ def test_a_killed_writer_leaves_the_old_dataset_and_its_prefix_free(tmp_path: Pa
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.bin", "a.idx", "a.mmf"]
 
 
+def test_a_merge_maps_one_part_at_a_time(tmp_path: Path) -> None:
+    """Sixteen parts of 16 MiB, in a process that may map 128 MiB more and open 64 files."""
+    with IndexedDatasetBuilder(tmp_path / "part-0", dtype="uint8") as builder:
+        builder.add_documents(np.arange(1 << 24, dtype="uint8"), [1 << 23, 1 << 23])
+    for number in range(1, 16):
+        for end in (".bin", ".idx", ".mmf"):
+            os.link(f"{tmp_path}/part-0{end}", f"{tmp_path}/part-{number}{end}")
+    process = run_python(
+        """
+        import resource, sys
+        from mmfast.data import merge_datasets
+        prefixes = [f"{sys.argv[1]}/part-{number}" for number in range(16)]
+        merge_datasets(f"{sys.argv[1]}/warm", prefixes[:1])
+        with open("/proc/self/statm") as statm:
+            mapped = int(statm.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + (128 << 20),) * 2)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        print(merge_datasets(f"{sys.argv[1]}/whole", prefixes).num_documents)
+        """,
+        tmp_path,
+    )
+    output, _ = process.communicate(timeout=120)
+    assert (process.returncode, output.split()[-1:]) == (0, ["32"]), output
+    assert IndexedDataset(tmp_path / "whole", verify="full")[31][-1] == 255
+
+
 def test_datasets_need_no_torch() -> None:
     process = run_python(
         """

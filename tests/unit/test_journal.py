@@ -166,3 +166,44 @@ def test_large_batches_are_acknowledged_on_the_way(tmp_path: Path) -> None:
     builder = resumed(tmp_path / "a")
     assert builder.written == (14, 14, 35_000_000)
     builder.discard()
+
+
+def test_an_empty_dataset_may_be_resumed_and_finished(tmp_path: Path) -> None:
+    resumed(tmp_path / "a").abort()
+    with resumed(tmp_path / "a") as builder:
+        assert builder.flush() == (0, 0, 0)
+    assert len(IndexedDataset(tmp_path / "a", verify="full")) == 0
+    assert names(tmp_path) == ["a.bin", "a.idx", "a.mmf"]
+
+
+def test_a_disk_that_fills_up_costs_only_what_was_not_acknowledged(tmp_path: Path) -> None:
+    """The limit on the size of files stands in for the disk."""
+    script = """
+        import resource, signal, sys
+        from mmfast.data import IndexedDatasetBuilder
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+        def fill():
+            with IndexedDatasetBuilder(sys.argv[1], dtype="uint16", resume=True) as builder:
+                for number in range(100):
+                    builder.add_documents([number] * 10_000, [10_000])
+                    print(builder.flush().num_documents)
+        try:
+            fill()
+        except OSError as error:
+            print(type(error).__name__, *error.__notes__)
+        """
+    process = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "a")],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    *acknowledged, failure = process.stdout.splitlines()
+    assert failure.startswith("OSError documents since the last flush could not be kept:")
+    assert acknowledged[-1] == "52"
+    with resumed(tmp_path / "a") as builder:
+        assert builder.written.num_documents == 52
+        builder.add_document([7], [1])
+    assert IndexedDataset(tmp_path / "a", verify="full")[51].tolist() == [51] * 10_000

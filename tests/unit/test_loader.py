@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests.unit.loader_data import (
     BREAK,
+    EOS,
     NUM_DOCUMENTS,
     PAD,
     VOCABULARY,
@@ -270,3 +271,79 @@ def test_batches_move_between_devices(prefix: Path) -> None:
     moved = batch.to("meta")
     assert moved.labels.device.type == moved.cu_seqlens.device.type == "meta"
     assert moved.num_tokens == batch.num_tokens
+
+
+def test_rows_without_packing_hold_one_document_and_a_state_needs_no_window(prefix: Path) -> None:
+    once = [Source(prefix, max_epochs=1)]
+    loader = make_loader(prefix, packing="none", sources=once, objective=NextToken())
+    batches = list(loader)
+    numbers = [int(document[1]) for batch in batches for document in documents_of(batch)]
+    assert sorted(numbers) == list(range(NUM_DOCUMENTS))
+    assert all(int(batch.document_ids.max()) == 1 for batch in batches)
+    assert [batch.state["window"] for batch in batches[:3]] == [4, 9, 14]
+
+
+def test_concatenated_rows_cut_text_and_end_early_before_an_image(prefix: Path) -> None:
+    once = [Source(prefix, max_epochs=1)]
+    loader = make_loader(
+        prefix, packing="concat", sources=once, objective=NextToken(), bin_tokens=24
+    )
+    images, num_tokens = 0, 0
+    for batch in loader:
+        num_tokens += batch.num_tokens
+        for row in range(batch.num_rows):
+            for number in batch.document_ids[row].unique():
+                inside = (batch.document_ids[row] == number) & (batch.modality_ids[row] == 1)
+                assert int(inside.sum()) in (0, 16)
+                images += int(inside.sum()) // 16
+    assert images == NUM_DOCUMENTS
+    assert num_tokens == IndexedDataset(prefix).num_tokens
+    assert loader.counts["split"] > 0
+    with pytest.raises(ValueError, match=r"has \d+ ids and does not fit a row of 15"):
+        take(make_loader(prefix, packing="concat", bin_tokens=15), 1)
+
+
+def test_text_segments_are_whole_where_cuts_are_between_segments(prefix: Path) -> None:
+    settings = {"bin_tokens": 24, "overlong": "split", "objective": NextToken()}
+    loader = make_loader(prefix, cut_at="segments", **settings)
+    for batch in take(loader, 20):
+        for document in documents_of(batch):
+            text = document[document < VOCABULARY.ranges[0].base].tolist()
+            assert text in ([EOS], []) or (text[0] == EOS and BREAK in text)
+    with pytest.raises(StateMismatchError, match="cut_at"):
+        make_loader(prefix, **settings).load_state_dict(loader.state_dict())
+
+
+def test_groups_share_a_row_in_their_order(prefix: Path) -> None:
+    boundaries = [0, 3, 4, *range(7, NUM_DOCUMENTS, 2), NUM_DOCUMENTS]
+    group_of = np.repeat(np.arange(len(boundaries) - 1), np.diff(boundaries))
+    for groups in (boundaries, np.array(boundaries, dtype=np.uint16), 2):
+        expected = np.arange(NUM_DOCUMENTS) // 2 if isinstance(groups, int) else group_of
+        sources = [Source(prefix, max_epochs=1, groups=groups)]
+        loader = make_loader(prefix, sources=sources, objective=NextToken())
+        assert loader.num_documents == expected[-1] + 1
+        rows_of_group: dict[int, list[list[int]]] = {}
+        for batch in loader:
+            for row in range(batch.num_rows):
+                ids, numbers = batch.input_ids[row], batch.document_ids[row]
+                found = [int(ids[numbers == n][1]) for n in range(1, int(numbers.max()) + 1)]
+                for group in {int(expected[document]) for document in found}:
+                    inside = [d for d in found if expected[d] == group]
+                    rows_of_group.setdefault(group, []).append(inside)
+        for group, rows in rows_of_group.items():
+            assert rows == [np.flatnonzero(expected == group).tolist()]
+        assert len(rows_of_group) == expected[-1] + 1
+    for groups, text in [
+        (0, "at least 1 document"),
+        ([0, 5], "end with the number of documents, 200"),
+        ([0, 5, 5, 200], "boundaries must rise"),
+        ([0.5], "one dimension"),
+        (-1, "groups is a whole number"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            make_loader(prefix, sources=[Source(prefix, groups=groups)])
+    with pytest.raises(ValueError, match="would part the groups"):
+        make_loader(prefix, packing="concat", sources=[Source(prefix, groups=2)])
+    grouped = make_loader(prefix, sources=[Source(prefix, groups=2)])
+    with pytest.raises(StateMismatchError, match="groups of a source"):
+        make_loader(prefix).load_state_dict(grouped.state_dict())

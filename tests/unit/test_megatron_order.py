@@ -165,3 +165,38 @@ def test_a_sample_past_the_end_is_an_index_error(dataset):
         order[len(order)]
     with pytest.raises(IndexError, match="sample index"):
         order[-1]
+
+
+def test_a_batch_holds_the_samples_one_by_one(tmp_path):
+    prefix = tmp_path / "data"
+    generator = np.random.default_rng(6)
+    lengths = generator.integers(0, 40, 60).tolist()
+    with IndexedDatasetBuilder(prefix, dtype="uint16") as builder:
+        builder.add_documents(generator.integers(0, 60_000, sum(lengths)), lengths)
+    for extra_token, drop_last in itertools.product([True, False], repeat=2):
+        order = MegatronOrder(
+            prefix,
+            sequence_length=16,
+            num_samples=150,
+            extra_token=extra_token,
+            drop_last=drop_last,
+        )
+        chosen = generator.integers(0, len(order), 50)
+        chosen[0] = int(np.argmax(order.shuffle_index))  # the short one, if there is one
+        batch = order.batch(chosen)
+        for row, index in enumerate(chosen.tolist()):
+            ids = order.ids(index)
+            expected = np.zeros((2, 17), np.int64)
+            expected[0, : len(ids)], expected[1, : len(ids) - 1] = ids, ids[1:]
+            assert (batch.tokens[row] == expected[0, :16]).all()
+            assert (batch.labels[row] == expected[1, :16]).all()
+            assert (batch.loss_mask[row] == (np.arange(16) < len(ids) - 1)).all()
+        again = order.batch(chosen[::-1], out=batch)
+        assert again is batch
+        assert (batch.tokens[-1] == order[int(chosen[0])].tokens).all()
+    assert order.batch([]).tokens.shape == (0, 16)
+    for indices in ([len(order)], [-1]):
+        with pytest.raises(IndexError, match="out of range"):
+            order.batch(indices)
+    with pytest.raises(ValueError, match=r"tokens must be .* int64 with the shape \(1, 16\)"):
+        order.batch([0], out=batch)

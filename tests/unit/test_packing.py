@@ -96,3 +96,83 @@ def test_unusable_arguments_are_refused(arguments, text):
 def test_an_unknown_way_with_overlong_documents_is_refused():
     with pytest.raises(ValueError, match="overlong is one of error"):
         pack([1], 4, overlong="cut")
+
+
+def bins_of(bins):
+    return [bins[b].tolist() for b in range(len(bins))]
+
+
+def test_groups_share_a_bin_and_keep_their_order():
+    generator = np.random.default_rng(4)
+    for number in range(40):
+        lengths = generator.integers(0, 20, generator.integers(1, 60))
+        boundaries = np.unique([0, len(lengths), *generator.integers(0, len(lengths), 12)])
+        sums = np.add.reduceat(lengths, boundaries[:-1])
+        capacity = int(sums.max()) + number
+        bins = pack(lengths, max(capacity, 1), groups=boundaries)
+        expected = [
+            [d for g in held for d in range(boundaries[g], boundaries[g + 1])]
+            for held in best_fit_decreasing(sums.tolist(), max(capacity, 1))
+        ]
+        assert bins_of(bins) == expected
+        assert (bins.lengths == lengths[bins.documents]).all()
+
+
+def test_groups_of_one_size_end_with_a_smaller_one():
+    assert bins_of(pack([3, 3, 3, 3, 3], 7, groups=2)) == [[0, 1], [2, 3], [4]]
+    assert bins_of(pack([1, 2, 3, 4], 20, groups=2, packing="none")) == [[0, 1], [2, 3]]
+
+
+def test_overlong_groups_are_refused_truncated_split_or_dropped():
+    lengths, groups = [4, 5, 3, 2, 6], [0, 3, 5]
+    with pytest.raises(ValueError, match=r"1 groups are longer than 10, first group 0 with 12"):
+        pack(lengths, 10, groups=groups)
+    truncated = pack(lengths, 10, groups=groups, overlong="truncate")
+    assert bins_of(truncated) == [[0, 1], [3, 4]]
+    assert truncated.num_overlong_groups == 1
+    assert bins_of(pack(lengths, 10, groups=groups, overlong="drop")) == [[3, 4]]
+    split = pack(lengths, 10, groups=groups, overlong="split")
+    assert bins_of(split) == [[0, 1], [3, 4], [2]]
+    # A document that no bin holds is split first, and takes its group with it where it is dropped.
+    split = pack([2, 23, 1, 4], 10, groups=[0, 3, 4], overlong="split")
+    assert split.num_overlong_groups == split.num_overlong == 1
+    assert sorted(split.lengths.tolist()) == [1, 2, 3, 4, 10, 10]
+    assert bins_of(pack([2, 23, 1, 4], 10, groups=[0, 3, 4], overlong="drop")) == [[3]]
+
+
+def test_groups_of_other_documents_are_refused():
+    for groups, text in [
+        (0, "at least 1 document"),
+        ([0, 2], "end with the number of documents, 3"),
+        ([1, 3], "begin with 0"),
+        ([0, 2, 2, 3], "group 1 has no documents"),
+        ([[0, 3]], "one dimension"),
+        ([0.0, 3.0], "float64"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            pack([1, 2, 3], 10, groups=groups)
+    with pytest.raises(ValueError, match="would part groups"):
+        pack([1, 2, 3], 10, groups=1, packing="concat")
+
+
+def test_concatenated_documents_fill_every_bin_but_the_last():
+    bins = pack([3, 0, 9, 2, 10], 5, packing="concat")
+    pieces = list(zip(bins.documents, bins.starts, bins.lengths, strict=True))
+    assert pieces == [
+        (0, 0, 3),
+        (2, 0, 2),
+        (2, 2, 5),
+        (2, 7, 2),
+        (3, 0, 2),
+        (4, 0, 1),
+        (4, 1, 5),
+        (4, 6, 4),
+    ]
+    assert bins.offsets.tolist() == [0, 2, 3, 6, 7, 8]
+    generator = np.random.default_rng(5)
+    lengths = generator.integers(0, 30, 300)
+    bins = pack(lengths, 16, packing="concat")
+    filled = np.add.reduceat(bins.lengths, bins.offsets[:-1])
+    assert (filled[:-1] == 16).all()
+    assert (np.bincount(bins.documents, bins.lengths, len(lengths)) == lengths).all()
+    assert len(pack([], 5, packing="concat")) == len(pack([0], 5, packing="concat")) == 0

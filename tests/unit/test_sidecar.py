@@ -71,7 +71,7 @@ def test_each_level_finds_what_it_promises(tmp_path: Path) -> None:
     for reading in (
         lambda: lazy[1],
         lambda: lazy[2],
-        lambda: lazy.get(1, 0, 1),
+        lambda: lazy.get(1, 1, 1),
         lambda: lazy.document(1),
         lambda: lazy.read([0, 2]),
         lambda: lazy.tokens,

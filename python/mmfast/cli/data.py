@@ -4,11 +4,9 @@ A dataset is named by its prefix, the path without `.bin` or `.idx`. `vocabulary
 `tokenizer.json` and `recipe.json` beside it are used where they are there.
 """
 
-import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,12 +14,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmfast import console
-from mmfast.cli import data_pack
-from mmfast.errors import CorruptDataError, UsageError, VocabularyMismatchError
+from mmfast.cli import data_pack, data_show
+from mmfast.cli.data_files import (
+    AsJson,
+    Prefixes,
+    file_bytes,
+    folders_of,
+    open_dataset,
+    recipe_beside,
+    usage_errors,
+    vocabulary_beside,
+)
+from mmfast.errors import CorruptDataError, FormatVersionError, VocabularyMismatchError
 
 if TYPE_CHECKING:
-    from mmfast.data import IndexedDataset, Segment
-    from mmfast.data.dataset import Verify
+    from mmfast.data import IndexedDataset
     from mmfast.vocab import Vocabulary
 
 app = typer.Typer(
@@ -34,6 +41,8 @@ app = typer.Typer(
 HISTOGRAM_WIDTH = 40
 # Damaged blocks that an error describes; there may be as many as the file has mebibytes.
 SHOWN_BLOCKS = 20
+# Vocabulary sizes for which megatron-core's two rules for the dtype of ids disagree.
+MEGATRON_RULES_DIFFER = range(65_500, 65_536 + 1)
 
 
 class Level(StrEnum):
@@ -45,25 +54,26 @@ class Level(StrEnum):
     FULL = "full"
 
 
-Prefix = Annotated[Path, typer.Argument(help="The dataset's path without .bin or .idx.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")]
-
-
 @app.command("info")
-def info(prefix: Prefix, *, as_json: AsJson = False) -> None:
-    """Counts, number type, vocabulary and recipe of a dataset."""
-    dataset = _open(prefix)
-    vocabulary, recipe = _vocabulary_beside(prefix), _recipe_beside(prefix)
-    facts: dict[str, Any] = {
-        "prefix": str(prefix),
+def info(prefixes: Prefixes, *, as_json: AsJson = False) -> None:
+    """Counts, number type, access, vocabulary and recipe of a dataset, or of several as one."""
+    dataset = open_dataset(prefixes)
+    vocabulary = vocabulary_beside(dataset.prefixes)
+    facts: dict[str, Any] = {"prefix": str(prefixes[0])}
+    if len(dataset.prefixes) > 1:
+        facts = {"datasets": len(dataset.prefixes), "first": str(dataset.prefixes[0])}
+    facts |= {
         "documents": dataset.num_documents,
         "sequences": len(dataset),
         "ids": dataset.num_tokens,
         "dtype": str(dataset.dtype),
         "multimodal": dataset.multimodal,
-        "bytes": sum(_size(prefix, suffix) for suffix in (".bin", ".idx")),
+        "bytes": sum(file_bytes(dataset.prefixes, suffix) for suffix in (".bin", ".idx")),
         "fingerprint": dataset.fingerprint,
+        "access": dataset.access,
     }
+    if dataset.findings:
+        facts["findings"] = "; ".join(dataset.findings)
     if sidecar := dataset.sidecar:
         facts |= {
             "checksums": f"CRC-32C of {sidecar.num_blocks:,} blocks",
@@ -76,6 +86,9 @@ def info(prefix: Prefix, *, as_json: AsJson = False) -> None:
         facts["code ranges"] = ", ".join(
             f"{r.name} {r.base:,}..{r.end - 1:,}" for r in vocabulary.ranges
         )
+        if vocabulary.size in MEGATRON_RULES_DIFFER:
+            facts["megatron dtype"] = _megatron_rules(vocabulary.size, str(dataset.dtype))
+    recipe = recipe_beside(folders_of(dataset.prefixes)[0])
     facts |= {f"recipe {key}": value for key, value in recipe.items() if key != "format_version"}
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
@@ -92,48 +105,12 @@ def info(prefix: Prefix, *, as_json: AsJson = False) -> None:
         typer.echo(f"{name:<{width}}  {shown}")
 
 
-@app.command("show")
-def show(
-    prefix: Prefix,
-    document: Annotated[int, typer.Argument(help="Number of the document, from 0.", min=0)] = 0,
-    *,
-    max_codes: Annotated[int, typer.Option(help="Codes shown of a run; 0 shows all.", min=0)] = 16,
-    images: Annotated[
-        Path | None, typer.Option(help="Folder to write the document's images to, decoded.")
-    ] = None,
-) -> None:
-    """A document as people read it: text, special ids by role, images as codes or as pictures."""
-    from mmfast.data.rendering import Renderer
-
-    dataset = _open(prefix)
-    if document >= dataset.num_documents:
-        raise UsageError(
-            f"there is no document {document} in {prefix}, which has {dataset.num_documents:,}"
-        )
-    segments = dataset.document(document)
-    decode_text = None
-    if (prefix.parent / "tokenizer.json").exists():
-        from mmfast.tokenizers.text import load_text_tokenizer
-
-        decode_text = load_text_tokenizer(prefix.parent / "tokenizer.json").decode
-    renderer = Renderer(
-        vocabulary=_vocabulary_beside(prefix),
-        decode_text=decode_text,
-        grid=_grid(prefix, _recipe_beside(prefix)),
-        max_codes=max_codes or dataset.num_tokens,
-    )
-    num_ids = sum(len(segment.ids) for segment in segments)
-    typer.echo(f"document {document}: {len(segments)} sequences, {num_ids:,} ids")
-    if segments:
-        typer.echo(renderer.document(segments))
-    if images is not None:
-        for path in _write_images(prefix, document, segments, images):
-            typer.echo(path)
+app.command("show")(data_show.show)
 
 
 @app.command("verify")
 def verify(
-    prefix: Prefix,
+    prefixes: Prefixes,
     *,
     vocabulary: Annotated[
         Path | None,
@@ -146,37 +123,58 @@ def verify(
             "checksums of .bin. By default full where there is a .mmf, else index."
         ),
     ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="What megatron-core would not have written counts as corrupt."
+        ),
+    ] = False,
 ) -> None:
     """Check everything that can be checked; exit with 3 if the data is corrupt.
 
-    Names each damaged block of .bin, its bytes and the documents that it hits.
+    Names each damaged block of .bin, its bytes and the documents that it hits. A dataset that is not as
+    megatron-core writes it but can be read is sound, and what is different is noted.
     """
     from mmfast.vocab import Vocabulary
 
-    dataset = _open(prefix, verify="none" if level is Level.NONE else "index")
-    if level in (Level.LAZY, Level.FULL) or (level is None and dataset.sidecar):
-        _require_sound_blocks(dataset)
-    known = Vocabulary.load(vocabulary) if vocabulary else _vocabulary_beside(prefix)
-    written_with = dataset.sidecar.vocabulary_fingerprint if dataset.sidecar else None
-    if known and written_with and known.fingerprint != written_with:
-        raise VocabularyMismatchError(
-            f"{prefix} was written with the vocabulary {written_with}, not with {known.fingerprint} "
-            f"({vocabulary or prefix.parent}): its ids mean something else there"
+    dataset = open_dataset(prefixes, verify="none" if level is Level.NONE else "index")
+    if strict and dataset.findings:
+        raise FormatVersionError(
+            f"{dataset.name}: readable, but not as megatron-core writes it; `mmfast data merge NEW OLD` "
+            "writes it so: " + "; ".join(dataset.findings)
         )
-    if level is None and dataset.sidecar is None:
-        console.log(f"{prefix}.mmf is not there, so there are no checksums to compare")
+    known = Vocabulary.load(vocabulary) if vocabulary else vocabulary_beside(dataset.prefixes)
+    rates = []
+    started, num_bytes = time.monotonic(), 0
+    for shard in dataset.shards():
+        if level in (Level.LAZY, Level.FULL) or (level is None and shard.sidecar):
+            _require_sound_blocks(shard)
+            num_bytes += file_bytes(shard.prefixes, ".bin")
+        _require_vocabulary(shard, known, vocabulary or shard.prefix.parent)
+        if level is None and shard.sidecar is None:
+            console.log(f"{shard.prefix}.mmf is not there, so there are no checksums to compare")
+    if num_bytes:
+        rates.append(
+            f"checksums {num_bytes / 1e9 / max(time.monotonic() - started, 1e-9):,.2f} GB/s"
+        )
     if dataset.dtype.kind == "f":
-        typer.echo(f"{prefix}: what was checked is sound; it holds {dataset.dtype}, not ids")
+        typer.echo(f"{dataset.name}: what was checked is sound; it holds {dataset.dtype}, not ids")
         return
+    started = time.monotonic()
     with console.progress("verify", total=dataset.num_tokens, unit="ids") as job:
         # The index was checked when it was opened, the checksums just now.
         size = known.size if known else None
         found = dataset.verify(size, level="none", on_progress=job.advance)
+    seconds = max(time.monotonic() - started, 1e-9)
+    rates.append(f"ids {dataset.num_tokens / 1e6 / seconds:,.0f} M/s")
     ids = f"ids {found.id_range[0]:,}..{found.id_range[1]:,}" if found.id_range else "no ids"
     inside = f", all inside the vocabulary of {known.size:,}" if known else ""
+    sound = "sound, though not as megatron-core writes it" if dataset.findings else "sound"
     typer.echo(
-        f"{prefix}: sound; {dataset.num_documents:,} documents, {len(dataset):,} sequences, {ids}{inside}"
+        f"{_shown(dataset, prefixes)}: {sound}; {dataset.num_documents:,} documents, "
+        f"{len(dataset):,} sequences, {ids}{inside}"
     )
+    console.log(", ".join(rates))
 
 
 @app.command("merge")
@@ -191,14 +189,14 @@ def merge(
 
     num_tokens = 0
     for prefix in prefixes:
-        part = _open(prefix)
+        part = open_dataset(prefix)
         num_tokens += part.num_tokens
         console.log(f"{prefix}: {part.num_documents:,} documents, {part.num_tokens:,} ids")
     if dry_run:
         typer.echo(f"would write {num_tokens:,} ids of {len(prefixes)} datasets to {output}")
         return
     started = time.monotonic()
-    with _usage_errors():
+    with usage_errors():
         written = merge_datasets(output, prefixes)
     seconds = time.monotonic() - started
     typer.echo(
@@ -208,11 +206,11 @@ def merge(
 
 
 @app.command("stats")
-def stats(prefix: Prefix, *, as_json: AsJson = False) -> None:
-    """Shares of the modalities and a histogram of document lengths."""
+def stats(prefixes: Prefixes, *, as_json: AsJson = False) -> None:
+    """Shares of the modalities and a histogram of document lengths; of several datasets together."""
     from mmfast.data.statistics import dataset_statistics
 
-    figures = dataset_statistics(_open(prefix))
+    figures = dataset_statistics(open_dataset(prefixes))
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(figures), indent=2))
         return
@@ -237,7 +235,7 @@ app.command("pack")(data_pack.pack)
 
 
 def _require_sound_blocks(dataset: "IndexedDataset") -> None:
-    with _usage_errors():
+    with usage_errors():
         damaged = dataset.damaged_blocks()
     if damaged:
         blocks = [found.description for found in damaged[:SHOWN_BLOCKS]]
@@ -250,100 +248,23 @@ def _require_sound_blocks(dataset: "IndexedDataset") -> None:
         )
 
 
-def _open(prefix: Path, *, verify: "Verify" = "index") -> "IndexedDataset":
-    from mmfast.data import IndexedDataset
-
-    with _usage_errors():
-        try:
-            return IndexedDataset(prefix, verify=verify)
-        except FileNotFoundError as error:
-            raise UsageError(
-                f"there is no dataset {prefix}: {Path(error.filename).name} is missing"
-            ) from error
-
-
-@contextlib.contextmanager
-def _usage_errors() -> Iterator[None]:
-    """Arguments that the library refuses are the user's here."""
-    try:
-        yield
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
-
-def _size(prefix: Path, suffix: str) -> int:
-    return prefix.with_name(prefix.name + suffix).stat().st_size
-
-
-def _vocabulary_beside(prefix: Path) -> "Vocabulary | None":
-    from mmfast.vocab import FILE_NAME, Vocabulary
-
-    path = prefix.parent / FILE_NAME
-    return Vocabulary.load(path) if path.exists() else None
-
-
-def _recipe_beside(prefix: Path) -> dict[str, Any]:
-    path = prefix.parent / "recipe.json"
-    if not path.exists():
-        return {}
-    try:
-        recipe = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptDataError(f"{path} is not JSON: {error}") from error
-    if not isinstance(recipe, dict):
-        raise CorruptDataError(f"{path} must hold a JSON object")
-    return recipe
-
-
-def _grid(prefix: Path, recipe: dict[str, Any]) -> tuple[int, int] | None:
-    match recipe.get("grid"):
-        case None:
-            return None
-        case [int(height), int(width)] if height > 0 and width > 0:
-            return height, width
-        case other:
-            raise CorruptDataError(
-                f"{prefix.parent / 'recipe.json'}: grid must be [height, width], found {other!r}"
-            )
-
-
-def _write_images(
-    prefix: Path, document: int, segments: "Sequence[Segment]", folder: Path
-) -> Iterator[Path]:
-    """Decodes the image segments of a document with the tokenizer that `recipe.json` names."""
-    from mmfast.data.segment import IMAGE
-
-    recipe, vocabulary = _recipe_beside(prefix), _vocabulary_beside(prefix)
-    grid = _grid(prefix, recipe)
-    named = recipe.get("image_tokenizer")
-    path = named.get("path") if isinstance(named, dict) else None
-    if not isinstance(path, str) or grid is None or vocabulary is None:
-        raise UsageError(
-            f"--images needs {prefix.parent / 'recipe.json'} to name a grid and an image tokenizer, "
-            "and vocabulary.json beside it"
+def _require_vocabulary(dataset: "IndexedDataset", known: "Vocabulary | None", where: Path) -> None:
+    written_with = dataset.sidecar.vocabulary_fingerprint if dataset.sidecar else None
+    if known and written_with and known.fingerprint != written_with:
+        raise VocabularyMismatchError(
+            f"{dataset.prefix} was written with the vocabulary {written_with}, not with "
+            f"{known.fingerprint} ({where}): its ids mean something else there"
         )
-    import torch
 
-    from mmfast.tokenizers import images_from_tensor, load_image_tokenizer
 
-    tokenizer = load_image_tokenizer(prefix.parent / path)
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, segment in enumerate(segments):
-        if segment.modality != IMAGE:
-            continue
-        if len(segment.ids) != grid[0] * grid[1]:
-            raise UsageError(
-                f"sequence {i} of document {document} has {len(segment.ids)} ids, "
-                f"not the {grid[0]} x {grid[1]} of one image"
-            )
-        try:
-            codes = vocabulary.codes_from_ids("image", segment.ids)
-        except (KeyError, ValueError) as error:
-            raise CorruptDataError(
-                f"sequence {i} of document {document} is no image: {error}"
-            ) from error
-        with torch.inference_mode():
-            pixels = tokenizer.decode([torch.from_numpy(codes).reshape(1, *grid)])
-        target = folder / f"document-{document}-sequence-{i}.png"
-        images_from_tensor(pixels)[0].save(target)
-        yield target
+def _shown(dataset: "IndexedDataset", prefixes: list[Path]) -> str:
+    """The dataset as it was named, or how many it is."""
+    return str(prefixes[0]) if len(dataset.prefixes) == len(prefixes) == 1 else dataset.name
+
+
+def _megatron_rules(vocabulary_size: int, dtype: str) -> str:
+    """What megatron-core's builder and its index-free loading take the ids for."""
+    return (
+        f"for {vocabulary_size:,} ids preprocess_data.py writes int32, but with "
+        f"--per-dataset-sequences-path GPTDataset reads uint16 whatever the file holds; this is {dtype}"
+    )

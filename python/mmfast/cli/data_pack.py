@@ -19,6 +19,10 @@ def pack(
         Literal["truncate", "drop", "split", "error"],
         typer.Option(help="What happens to documents that are longer than a row."),
     ] = "truncate",
+    packing: Annotated[
+        Literal["best_fit", "concat", "none"],
+        typer.Option(help="Packed, one after the other and cut, or one document a row."),
+    ] = "best_fit",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the figures only; nothing else is done yet.")
     ] = False,
@@ -26,7 +30,7 @@ def pack(
         bool, typer.Option("--json", help="One JSON object instead of lines.")
     ] = False,
 ) -> None:
-    """Rows, fill and over-long documents when a whole dataset is packed best-fit-decreasing.
+    """Rows, fill and over-long documents when a whole dataset is packed at once.
 
     Lengths are those on disk: an objective that adds ids is not counted.
     """
@@ -43,7 +47,7 @@ def pack(
         ) from error
     started = time.monotonic()
     try:
-        figures = packing_figures(dataset, capacity, overlong=overlong)
+        figures = packing_figures(dataset, capacity, overlong=overlong, packing=packing)
     except ValueError as error:
         raise UsageError(str(error)) from error
     seconds = time.monotonic() - started

@@ -20,17 +20,20 @@ if TYPE_CHECKING:
     from mmfast.data.builder import IndexedDatasetBuilder, Written, merge_datasets, optimal_dtype
     from mmfast.data.dataset import DamagedBlock, IndexedDataset, Scan, Sidecar
     from mmfast.data.loader import Loader, Source
+    from mmfast.data.media import BatchMedia, MediaReference
     from mmfast.data.megatron_order import MegatronOrder, MegatronSample
     from mmfast.data.packing import Bins, pack
     from mmfast.data.segment import Segment
 
 __all__ = [
     "Batch",
+    "BatchMedia",
     "Bins",
     "DamagedBlock",
     "IndexedDataset",
     "IndexedDatasetBuilder",
     "Loader",
+    "MediaReference",
     "MegatronOrder",
     "MegatronSample",
     "Scan",
@@ -45,11 +48,13 @@ __all__ = [
 
 _MODULE_OF_NAME = {
     "Batch": "mmfast.data.batch",
+    "BatchMedia": "mmfast.data.media",
     "Bins": "mmfast.data.packing",
     "DamagedBlock": "mmfast.data.dataset",
     "IndexedDataset": "mmfast.data.dataset",
     "IndexedDatasetBuilder": "mmfast.data.builder",
     "Loader": "mmfast.data.loader",
+    "MediaReference": "mmfast.data.media",
     "MegatronOrder": "mmfast.data.megatron_order",
     "MegatronSample": "mmfast.data.megatron_order",
     "Scan": "mmfast.data.dataset",

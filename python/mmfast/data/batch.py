@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from mmfast.data.media import BatchMedia
+
 IGNORED_LABEL = -100
 
 ROW_DTYPES = {
@@ -45,6 +47,7 @@ class Batch:
         weight_sum: sum of `loss_weights`.
         num_tokens: tokens that are not padding.
         num_documents: documents; each piece of a split one counts.
+        media: placeholders for continuous inputs, row by row, and what they stand for.
         state: the loader's `state_dict()` right after this batch, whoever made it: what a checkpoint keeps.
         counts: what became of the documents of the windows begun so far, by name: `documents truncated
             split dropped empty overlong_groups`.
@@ -61,6 +64,7 @@ class Batch:
     weight_sum: float
     num_tokens: int
     num_documents: int
+    media: tuple[BatchMedia, ...] = ()
     state: dict[str, int | str] = dataclasses.field(default_factory=dict)
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
 
@@ -75,6 +79,7 @@ class Batch:
         return cls(
             **tensors,
             cu_seqlens=torch.from_numpy(fields["cu_seqlens"]),
+            media=tuple(BatchMedia(*entry) for entry in fields["media"]),
             state=dict(zip(STATE_KEYS, fields["state"], strict=True)),
             **{name: fields[name] for name in FACTS},
         )

@@ -18,6 +18,9 @@ import numpy.typing as npt
 
 from mmfast._mmfast import DatasetWriter
 from mmfast._mmfast import merge_datasets as _merge_datasets
+from mmfast.data.arrow import arrow_rows, is_arrow
+from mmfast.data.media import MediaReference
+from mmfast.data.segment import MEDIA
 
 # megatron-core stores ids as uint16 below this many, with a margin for padding the vocabulary.
 UINT16_BELOW = 65_500
@@ -108,7 +111,6 @@ class IndexedDatasetBuilder:
             provenance=json.dumps(dict(provenance), allow_nan=False) if provenance else None,
         )
         self._written: Written | None = None
-        self._is_open = True
 
     @property
     def written(self) -> Written:
@@ -120,39 +122,78 @@ class IndexedDatasetBuilder:
         """What is acknowledged: a builder that resumes will find at least this."""
         return self._written or Written(*self._writer.durable())
 
-    def add_item(self, ids: npt.ArrayLike, mode: int = 0) -> None:
-        """Adds one sequence to the open document; `end_document` ends it."""
-        self._writer.add_sequence(self._array(ids), int(_modes([mode])[0]))
+    def add_item(
+        self, ids: npt.ArrayLike, mode: int = 0, *, media: MediaReference | None = None
+    ) -> None:
+        """Adds one sequence to the open document; `end_document` ends it.
+
+        With `media` the ids are placeholders for what it names; their mode gets the bit `MEDIA`.
+        """
+        if media is not None:
+            mode = int(_modes([mode])[0]) | MEDIA
+            self._writer.add_referring_sequence(self._array(ids), mode, media.to_text())
+            return
+        if not self._writer.add_plain_sequence(ids, mode):
+            self._writer.add_sequence(self._array(ids), int(_modes([mode])[0]))
 
     def end_document(self) -> None:
         """Ends the open document, which may be empty."""
         self._writer.end_document()
 
     def add_document(
-        self, ids: npt.ArrayLike, lengths: npt.ArrayLike, modes: npt.ArrayLike | None = None
+        self,
+        ids: npt.ArrayLike,
+        lengths: npt.ArrayLike,
+        modes: npt.ArrayLike | None = None,
+        *,
+        media: Sequence[MediaReference | None] | None = None,
     ) -> None:
-        """Adds one document: `ids` of all its sequences back to back, `lengths` and `modes` of each."""
-        lengths = _counts(lengths)
-        self._add(self._array(ids), lengths, _counts([len(lengths)]), modes)
+        """Adds one document: `ids` of all its sequences back to back; `lengths`, `modes`, `media` of each."""
+        if media is not None:
+            self.add_documents(ids, lengths, [len(media)], modes, media=media)
+        elif not self._writer.add_plain_document(ids, lengths, modes):
+            lengths = _counts(lengths)
+            self._add(self._array(ids), lengths, _counts([len(lengths)]), modes)
 
     def add_documents(
         self,
         flat: npt.ArrayLike,
-        lengths: npt.ArrayLike,
+        lengths: npt.ArrayLike | None = None,
         document_lengths: npt.ArrayLike | None = None,
         modes: npt.ArrayLike | None = None,
+        *,
+        media: Sequence[MediaReference | None] | None = None,
     ) -> None:
         """Adds many documents at once, the fastest way.
 
+        An Arrow array (pyarrow's, chunked or not, or any object with its PyCapsule interface) goes as it
+        is, without `lengths`: a row is a document, a list of ids, or of lists of ids for several
+        sequences. Each of its chunks is added whole or not at all.
+
         Args:
-            flat: ids of all sequences back to back.
+            flat: ids of all sequences back to back, or an Arrow array.
             lengths: length of each sequence, in ids.
             document_lengths: how many of these sequences each document has; one each by default.
             modes: mode byte of each sequence; 0 by default.
+            media: what each sequence's ids are placeholders for, None for those that are none. The others'
+                modes get the bit `MEDIA`.
+
+        Raises:
+            ValueError: numbers that do not add up, an id that does not fit the dtype, a null.
         """
-        lengths = _counts(lengths)
-        counts = np.ones_like(lengths) if document_lengths is None else _counts(document_lengths)
-        self._add(self._array(flat), lengths, counts, modes)
+        if lengths is not None:
+            lengths = _counts(lengths)
+            counts = (
+                np.ones_like(lengths) if document_lengths is None else _counts(document_lengths)
+            )
+            modes, texts = _referring(len(lengths), modes, media)
+            self._add(self._array(flat), lengths, counts, modes, texts)
+        elif is_arrow(flat):
+            if document_lengths is not None:
+                raise TypeError("the rows of an Arrow array are the documents; use lists of lists")
+            self._add_arrow(flat, modes, media)
+        else:
+            raise TypeError("lengths are missing; only an Arrow array of lists goes without")
 
     def add_index(self, prefix: str | Path) -> None:
         """Appends all documents of a published dataset of the same dtype and kind.
@@ -182,7 +223,6 @@ class IndexedDatasetBuilder:
                 builder, else they are gone. If it failed at the very last, the new pair is in place.
         """
         self._written = Written(*self._writer.finish())
-        self._is_open = False
         return self._written
 
     def abort(self) -> None:
@@ -190,12 +230,10 @@ class IndexedDatasetBuilder:
 
         With `resume=True` what is acknowledged stays for another builder, which may also `discard` it.
         """
-        self._is_open = False
         self._writer.abort()
 
     def discard(self) -> None:
         """Aborts, and gives up what a journal has acknowledged as well. Harmless when finished."""
-        self._is_open = False
         self._writer.discard()
 
     def __enter__(self) -> Self:
@@ -208,9 +246,9 @@ class IndexedDatasetBuilder:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if self._is_open and error is None:
+            if self._writer.is_open() and error is None:
                 self.finalize()
-            elif self._is_open and self.resume:
+            elif self._writer.is_open() and self.resume:
                 self.flush()
         except Exception as unkept:
             if error is None:
@@ -219,21 +257,42 @@ class IndexedDatasetBuilder:
         finally:
             self.abort()
 
+    def _add_arrow(
+        self,
+        source: Any,
+        modes: npt.ArrayLike | None,
+        media: Sequence[MediaReference | None] | None,
+    ) -> None:
+        chunks = list(arrow_rows(source))
+        num_sequences = sum(len(rows.lengths) for rows in chunks)
+        modes, texts = _referring(num_sequences, modes, media)
+        if modes is not None and len(modes) != num_sequences:
+            raise ValueError(f"there are {num_sequences} sequences, but {len(modes)} modes")
+        first = 0
+        for rows in chunks:
+            end = first + len(rows.lengths)
+            these = None if modes is None else modes[first:end]
+            inside = [(i - first, text) for i, text in texts if first <= i < end]
+            self._add(self._array(rows.flat), rows.lengths, rows.document_lengths, these, inside)
+            first = end
+
     def _add(
         self,
         ids: npt.NDArray[Any],
         lengths: npt.NDArray[np.int64],
         counts: npt.NDArray[np.int64],
         modes: npt.ArrayLike | None,
+        texts: Sequence[tuple[int, str]] = (),
     ) -> None:
-        self._writer.add_documents(ids, lengths, counts, None if modes is None else _modes(modes))
+        modes = None if modes is None else _modes(modes)
+        self._writer.add_documents(ids, lengths, counts, modes, texts)
 
     def _array(self, ids: npt.ArrayLike) -> npt.NDArray[Any]:
         """The ids as a flat array of the dataset's dtype, or of int64 for the writer to check."""
         array = np.asarray(ids)
         if array.dtype != self.dtype:
             array = self._converted(array)
-        return np.ascontiguousarray(array).reshape(-1)
+        return np.require(array, requirements=("C", "A")).reshape(-1)
 
     def _converted(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if array.size == 0:
@@ -242,7 +301,7 @@ class IndexedDatasetBuilder:
             if array.dtype.kind == "f" and np.can_cast(array.dtype, self.dtype):
                 return array.astype(self.dtype)
         elif array.dtype.kind == "i":
-            return array.astype(np.int64)
+            return array.astype(np.int64, copy=False)
         elif array.dtype.kind == "u":
             if array.max() > np.iinfo(np.int64).max:
                 raise ValueError(f"token {array.max()} does not fit 64 signed bits")
@@ -281,3 +340,19 @@ def _modes(values: npt.ArrayLike) -> npt.NDArray[np.uint8]:
         if array.min() < 0 or array.max() > np.iinfo(np.uint8).max:
             raise ValueError(f"modes must be 0..255, found {array.min()}..{array.max()}")
     return np.ascontiguousarray(array, dtype=np.uint8).reshape(-1)
+
+
+def _referring(
+    num_sequences: int,
+    modes: npt.ArrayLike | None,
+    media: Sequence[MediaReference | None] | None,
+) -> tuple[npt.NDArray[np.uint8] | None, list[tuple[int, str]]]:
+    """Modes with the bit `MEDIA` where it belongs, and the text for each such sequence."""
+    own = None if modes is None else _modes(modes)
+    if media is None:
+        return own, []
+    if len(media) != num_sequences:
+        raise ValueError(f"there are {num_sequences} sequences, but {len(media)} entries of media")
+    flags = np.array([MEDIA if entry else 0 for entry in media], np.uint8)
+    texts = [(i, entry.to_text()) for i, entry in enumerate(media) if entry]
+    return flags if own is None else own | flags, texts

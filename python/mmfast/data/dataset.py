@@ -1,7 +1,8 @@
-"""Reads indexed datasets without a copy.
+"""Reads indexed datasets without a copy, one or several as one, whole or in parts.
 
-Both files are mapped into memory and checked when they are opened. The arrays handed out are
-read-only views of the mapping and keep it alive, so they may outlive the dataset object.
+Files are mapped into memory and checked when they are opened. The arrays handed out are read-only views
+of the mapping and keep it alive, so they may outlive the dataset object. On network file systems nothing
+of `.bin` is mapped, and arrays are read into memory of their own.
 
 The sidecar `<prefix>.mmf` has a hash of `.idx` and a CRC-32C for each block of at most 1 MiB of `.bin`.
 It may be absent, as beside data of megatron-core's; nothing but checksums is missing then.
@@ -9,8 +10,9 @@ It may be absent, as beside data of megatron-core's; nothing but checksums is mi
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
@@ -18,10 +20,18 @@ import numpy as np
 import numpy.typing as npt
 
 from mmfast._mmfast import DatasetReader, gather
+from mmfast.data.prefixes import expand_prefixes
 from mmfast.data.segment import MODALITY_BITS, Segment, modality_name
+from mmfast.data.splits import cut, parse_split
+from mmfast.errors import ForeignFormatWarning
 
 # How much is checked: each level includes the ones before it.
 Verify = Literal["none", "index", "lazy", "full"]
+# How the files are reached.
+Access = Literal["auto", "mmap", "pread"]
+
+# Datasets of a view that are held open at once.
+MAX_OPEN = 256
 
 NUM_MODALITIES = MODALITY_BITS + 1
 # Sequences that a scan reads between two reports of progress.
@@ -78,36 +88,146 @@ class Sidecar:
 
 
 class IndexedDataset:
-    """A published `<prefix>.bin` and `<prefix>.idx`, seen as a sequence of sequences of ids.
+    """A published `<prefix>.bin` and `<prefix>.idx`, or several, seen as a sequence of sequences of ids.
 
     `len(dataset)` counts sequences and `dataset[i]` is one; `document(k)` has the sequences of a
     document with their modes. Whether there are modes is told by the file. Pickling, as for worker
     processes, opens the files again by path; a forked process may go on using the object.
 
+    Several prefixes, or a pattern such as `"data/shard-*"`, are read as one dataset, their documents one
+    after the other; nothing is merged, and memory is a few numbers a dataset. Their ids may be of
+    different dtypes and are then read in one that holds all. `select`, `split` and `shuffled` give parts of
+    a dataset as datasets, without a copy.
+
     Args:
-        prefix: path without `.bin` or `.idx`.
+        prefix: path without `.bin` or `.idx`, a pattern of such paths, or several of either.
         verify: what is checked. `"none"`: header and sizes, in constant time, and the sidecar is not
             looked at. `"index"`: every entry of the index, and that the sidecar belongs to it.
             `"lazy"`: also each block of ids against its checksum, when it is first read. `"full"`: all
             blocks, now.
+        access: `"mmap"` maps the files. `"pread"` reads the index into memory and ids when they are asked
+            for: for network file systems, where each touched page of a map is a round trip and a file
+            that shrinks ends the process. `"auto"` takes `"pread"` on NFS, Lustre, GPFS, Ceph, SMB, FUSE
+            and the like, else `"mmap"`; `dataset.access` tells which, and why.
+        max_open: datasets held open at once; each has two maps or one open file. Arrays keep theirs.
 
     Raises:
-        FileNotFoundError: `.bin` or `.idx` is missing.
+        FileNotFoundError: `.bin` or `.idx` is missing, or nothing matches a pattern.
         CorruptDataError: the files contradict the format, each other or a checksum. At `"lazy"`,
             reading a damaged block raises it too, each time.
         FormatVersionError: another format or version.
-        ValueError: checksums are asked for and there is no sidecar, or there is no such level.
+        ValueError: checksums are asked for and there is no sidecar, or there is no such level; or of
+            several datasets some have modes and some have none.
+        VocabularyMismatchError: several datasets are of different vocabularies.
+
+    Warns:
+        ForeignFormatWarning: not as megatron-core writes it, but understood; see `findings`.
     """
 
-    def __init__(self, prefix: str | Path, *, verify: Verify = "index") -> None:
-        self.prefix = Path(prefix).absolute()
-        self._verify: Verify = verify
-        self._reader = DatasetReader(self.prefix, verify)
+    def __init__(
+        self,
+        prefix: str | Path | Sequence[str | Path],
+        *,
+        verify: Verify = "index",
+        access: Access = "auto",
+        max_open: int = MAX_OPEN,
+    ) -> None:
+        self._open(expand_prefixes(prefix), verify, access, max_open)
+        for finding in self._reader.findings:
+            warnings.warn(finding, ForeignFormatWarning, stacklevel=2)
+
+    def _open(
+        self, prefixes: tuple[Path, ...], verify: Verify, access: Access, max_open: int
+    ) -> None:
+        #: Where the datasets are, in their order.
+        self.prefixes = prefixes
+        self._options = (verify, access, max_open)
+        self._steps: tuple[tuple[str, *tuple[int, ...]], ...] = ()
+        self._reader = DatasetReader(prefixes, verify=verify, access=access, max_open=max_open)
+
+    @property
+    def prefix(self) -> Path:
+        """Where the dataset is.
+
+        Raises:
+            ValueError: there are several; see `prefixes`.
+        """
+        if len(self.prefixes) > 1:
+            raise ValueError(
+                f"{self.name} have no one prefix; `prefixes` has all, `shards()` gives each"
+            )
+        return self.prefixes[0]
+
+    @property
+    def name(self) -> str:
+        """What to call the dataset in a sentence."""
+        if len(self.prefixes) == 1:
+            return str(self.prefixes[0])
+        return f"{len(self.prefixes):,} datasets, {self.prefixes[0]} and on"
 
     @property
     def reader(self) -> DatasetReader:
         """The native reader, for native calls over the dataset."""
         return self._reader
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this is one dataset or several as they are on disk, not a part of them."""
+        return not self._steps
+
+    def shards(self) -> Iterator["IndexedDataset"]:
+        """The datasets that this is made of or a part of, each as a whole, opened one at a time."""
+        if self.is_whole and len(self.prefixes) == 1:
+            yield self
+            return
+        for prefix in self.prefixes:
+            shard = object.__new__(IndexedDataset)
+            shard._open((prefix,), *self._options)
+            yield shard
+
+    def select(self, start: int, stop: int) -> "IndexedDataset":
+        """The documents `start..stop`; both may count from the end, as in a Python slice."""
+        start, stop, _ = slice(start, stop).indices(self.num_documents)
+        return self._part("slice", start, max(start, stop))
+
+    def shuffled(self, seed: int) -> "IndexedDataset":
+        """The same documents in an order that depends on `seed` and their number alone.
+
+        Nothing is stored: the order is a permutation in closed form.
+        """
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed must be between 0 and 2^64 - 1, found {seed}")
+        return self._part("shuffled", seed)
+
+    def split(
+        self, parts: Mapping[str, float] | str, *, seed: int | None = None
+    ) -> dict[str, "IndexedDataset"]:
+        """Cuts the documents into parts, which share none and together have all.
+
+        Args:
+            parts: a weight for each part by name, in proportion to the others; or Megatron's string,
+                e.g. `"969,30,1"`, whose parts are `train`, `valid` and `test`.
+            seed: of the order in which documents are dealt out; the same for the same data gives the
+                same parts. None cuts the documents as they lie, which is what megatron-core does: where
+                each document is one sequence, at the very same places.
+
+        Raises:
+            ValueError: weights that are negative or all 0, or a string that is no split.
+
+        Example:
+            >>> dataset.split({"train": 0.98, "val": 0.02}, seed=0)["val"]  # doctest: +SKIP
+        """
+        weights = parse_split(parts) if isinstance(parts, str) else parts
+        ranges = cut(weights, self.num_documents)
+        row = self if seed is None else self.shuffled(seed)
+        return {name: row.select(start, stop) for name, (start, stop) in ranges.items()}
+
+    def _part(self, method: str, *arguments: int) -> "IndexedDataset":
+        part = object.__new__(IndexedDataset)
+        part.prefixes, part._options = self.prefixes, self._options
+        part._steps = (*self._steps, (method, *arguments))
+        part._reader = getattr(self._reader, method)(*arguments)
+        return part
 
     def __len__(self) -> int:
         return self._reader.num_sequences
@@ -173,9 +293,7 @@ class IndexedDataset:
 
     def document(self, index: int) -> list[Segment]:
         """The segments of a document; empty for an empty one."""
-        start, end = self._reader.document(index)
-        reader = self._reader
-        return [Segment(reader.sequence(i), reader.mode(i)) for i in range(start, end)]
+        return [Segment(*segment) for segment in self._reader.document(index)]
 
     def documents(self) -> Iterator[list[Segment]]:
         """All documents in order."""
@@ -202,9 +320,26 @@ class IndexedDataset:
         return self._reader.multimodal
 
     @property
+    def access(self) -> str:
+        """How the files are reached, and why: `mmap (the disk is local)`."""
+        ways = self._reader.access
+        if len(ways) == 1:
+            return ways[0][0]
+        return ", ".join(f"{num_datasets:,} by {way}" for way, num_datasets in ways)
+
+    @property
+    def findings(self) -> list[str]:
+        """What is not as megatron-core writes it but was understood, in sentences; mostly nothing."""
+        return self._reader.findings
+
+    @property
     def tokens(self) -> npt.NDArray[Any]:
-        """All ids back to back, `[num_tokens]`, a read-only view."""
-        return self._reader.tokens
+        """All ids back to back, `[num_tokens]`, read-only: a view, if this is one mapped dataset."""
+        tokens = self._reader.tokens
+        if tokens is not None:
+            return tokens
+        documents = np.arange(self.num_documents, dtype=np.int64)
+        return _read_only(gather(self._reader, documents, documents=True)[0])
 
     @cached_property
     def sequence_lengths(self) -> npt.NDArray[np.int32]:
@@ -229,7 +364,10 @@ class IndexedDataset:
 
     @cached_property
     def sidecar(self) -> Sidecar | None:
-        """What the sidecar tells; None if there is none, or `verify="none"` asked to ignore it."""
+        """What the sidecar tells; None if there is none, or `verify="none"` asked to ignore it.
+
+        None also for several datasets and for a part: `shards()` gives those that have one.
+        """
         facts = self._reader.sidecar
         if facts is None:
             return None
@@ -248,11 +386,15 @@ class IndexedDataset:
         Raises:
             ValueError: there is no sidecar.
         """
+        if not self.is_whole or len(self.prefixes) > 1:
+            raise ValueError(f"{self.name}: ask each of `shards()` for its damaged blocks")
         num_blocks = self.sidecar.num_blocks if self.sidecar else 0
         return [DamagedBlock(*found) for found in self._reader.damaged_blocks(0, num_blocks)]
 
     def check(self, level: Verify | None = None) -> None:
         """Checks now what opening at this level checks, and at `"lazy"` what it would check later.
+
+        Of a part, all of the datasets that it is a part of.
 
         Args:
             level: `"full"` where there is a sidecar and `"index"` where there is none by default.
@@ -262,7 +404,8 @@ class IndexedDataset:
                 hits, and the numbers of further ones.
             ValueError: checksums are asked for and there is no sidecar.
         """
-        self._reader.verify(level or ("index" if self.sidecar is None else "full"))
+        for shard in self.shards():
+            shard.reader.verify(level or ("index" if shard.sidecar is None else "full"))
 
     def verify(
         self,
@@ -303,14 +446,28 @@ class IndexedDataset:
             {modality_name(i): int(tokens[i]) for i in present},
         )
 
-    def __reduce__(self) -> tuple[Callable[..., "IndexedDataset"], tuple[Path]]:
-        return partial(IndexedDataset, verify=self._verify), (self.prefix,)
+    def __reduce__(self) -> tuple[Callable[..., "IndexedDataset"], tuple[Any, ...]]:
+        return _opened_again, (self.prefixes, self._options, self._steps)
 
     def __repr__(self) -> str:
+        part = "" if self.is_whole else "part of "
         return (
-            f"IndexedDataset({str(self.prefix)!r}: {self.num_documents:,} documents, "
+            f"IndexedDataset({part}{self.name!r}: {self.num_documents:,} documents, "
             f"{len(self):,} sequences, {self.num_tokens:,} ids of {self.dtype})"
         )
+
+
+def _opened_again(
+    prefixes: tuple[Path, ...],
+    options: tuple[Verify, Access, int],
+    steps: tuple[tuple[str, *tuple[int, ...]], ...],
+) -> IndexedDataset:
+    """What was pickled; its findings were told where it was opened first."""
+    dataset = object.__new__(IndexedDataset)
+    dataset._open(prefixes, *options)
+    for method, *arguments in steps:
+        dataset = dataset._part(method, *arguments)
+    return dataset
 
 
 def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

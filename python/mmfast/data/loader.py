@@ -18,6 +18,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from mmfast import _mmfast
 from mmfast.data.batch import ROW_DTYPES, STATE_KEYS, Batch
+from mmfast.data.dataset import IndexedDataset
+from mmfast.data.packing import group_boundaries
 from mmfast.errors import StateMismatchError, UsageError
 from mmfast.vocab import FILE_NAME, Vocabulary
 
@@ -36,7 +38,8 @@ class Source:
     """A dataset that takes part in a stream.
 
     Attributes:
-        prefix: `<prefix>.bin` and `<prefix>.idx`.
+        prefix: `<prefix>.bin` and `<prefix>.idx`; or a pattern of prefixes or several of them, read as one
+            dataset; or an open `IndexedDataset`, e.g. a part that `split` gave.
         weight: its part of the stream's documents, in proportion to the other weights.
         max_epochs: how often it may be gone through; the stream ends where a source has no more. None
             for no limit.
@@ -48,7 +51,7 @@ class Source:
             documents, `drop` leaves all of it out.
     """
 
-    prefix: Path | str
+    prefix: Path | str | Sequence[Path | str] | IndexedDataset
     weight: float = 1.0
     max_epochs: int | None = None
     groups: int | npt.ArrayLike | None = None
@@ -67,7 +70,7 @@ class Loader(IterableDataset[Batch]):
     what they read does not move it; so keep the `state` of the last batch, not `state_dict()`.
 
     Args:
-        sources: datasets, as `Source` or prefix.
+        sources: datasets, as `Source`, prefix or `IndexedDataset`.
         objective: `mmfast.objectives.NextToken()` or `Cm3()`.
         vocabulary: names the special tokens; read from `vocabulary.json` beside the data if None, and
             compared with it otherwise. Plain Megatron files need none for `NextToken`.
@@ -114,7 +117,7 @@ class Loader(IterableDataset[Batch]):
 
     def __init__(
         self,
-        sources: Sequence[Source | Path | str],
+        sources: Sequence[Source | Path | str | IndexedDataset],
         objective: ObjectiveConfig,
         vocabulary: Vocabulary | None = None,
         *,
@@ -147,11 +150,12 @@ class Loader(IterableDataset[Batch]):
         _require_unsigned(prefetch_batches=(prefetch_batches, 16))
         for entry in entries:
             _require_unsigned(max_epochs=(entry.max_epochs or 0, 32))
-        prefixes = [Path(entry.prefix) for entry in entries]
+        datasets = [_dataset(entry.prefix) for entry in entries]
+        prefixes = [prefix for dataset in datasets for prefix in dataset.prefixes]
         self.vocabulary = _shared_vocabulary(prefixes, vocabulary)
         has_pad = self.vocabulary is not None and "pad" in self.vocabulary
         self._native = _mmfast.BatchLoader(
-            prefixes,
+            [dataset.reader for dataset in datasets],
             [entry.weight for entry in entries],
             [entry.max_epochs for entry in entries],
             [_groups(entry.groups) for entry in entries],
@@ -190,8 +194,7 @@ class Loader(IterableDataset[Batch]):
             self._worker_start = self._worker_start or self.state_dict()
             self._native.take_turns(worker.id, worker.num_workers)
             self.load_state_dict(self._worker_start)
-        while (batch := self._next()) is not None:
-            yield batch
+        return _Batches(self)
 
     def _next(self) -> Batch | None:
         if self._allocate is not None:
@@ -259,6 +262,22 @@ class Loader(IterableDataset[Batch]):
         self._native.stop()
 
 
+class _Batches(Iterator[Batch]):
+    """The batches of a loader.
+
+    Not a generator, which would keep each batch, and so its memory, in use while the next one is made.
+    """
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def __next__(self) -> Batch:
+        batch = self.loader._next()
+        if batch is None:
+            raise StopIteration
+        return batch
+
+
 _ARGUMENTS = frozenset(inspect.signature(Loader.__init__).parameters) - {"self"}
 
 
@@ -281,6 +300,10 @@ def _arrays(rows: dict[str, torch.Tensor]) -> dict[str, npt.NDArray[Any]]:
     return {name: tensor.numpy() for name, tensor in rows.items()}
 
 
+def _dataset(named: Path | str | Sequence[Path | str] | IndexedDataset) -> IndexedDataset:
+    return named if isinstance(named, IndexedDataset) else IndexedDataset(named)
+
+
 def _groups(groups: int | npt.ArrayLike | None) -> npt.NDArray[np.uint64] | int | None:
     """Groups as the native loader takes them."""
     if groups is None:
@@ -289,12 +312,8 @@ def _groups(groups: int | npt.ArrayLike | None) -> npt.NDArray[np.uint64] | int 
         _require_unsigned(groups=(groups, 64))
         return groups
     boundaries = np.asarray(groups)
-    if boundaries.ndim != 1 or boundaries.dtype.kind not in "iu" or (boundaries < 0).any():
-        raise ValueError(
-            "groups is a number of documents, or the first document of each group and the number of all "
-            f"in one dimension; found {boundaries.dtype} {boundaries.shape}"
-        )
-    return boundaries.astype(np.uint64)
+    num_documents = int(boundaries[-1]) if boundaries.ndim == 1 and boundaries.size else 0
+    return group_boundaries(groups, num_documents).astype(np.uint64)
 
 
 def _require_unsigned(**values_and_bits: tuple[int, int]) -> None:

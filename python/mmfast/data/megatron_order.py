@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mmfast._mmfast import megatron_indices
+from mmfast._mmfast import megatron_indices, megatron_samples
 from mmfast.data.dataset import IndexedDataset
 
 MAX_SEED = 2**32 - 1
@@ -23,7 +23,7 @@ class MegatronSample(NamedTuple):
     """One sample as `GPTDataset` gives it.
 
     Attributes:
-        tokens: int64 `[L]`; 0 where a short sample is padded.
+        tokens: int64 `[L]`, `[B, L]` in a batch, as are the others; 0 where a short sample is padded.
         labels: int64 `[L]`, `labels[t]` follows `tokens[t]`; 0 where there is none.
         loss_mask: float32 `[L]`, 0 where there is no label and 1 elsewhere.
     """
@@ -81,7 +81,7 @@ class MegatronOrder:
         if not 0 <= start <= stop <= len(self.dataset):
             raise ValueError(
                 f"sequences {start}..{stop} are not a range of the {len(self.dataset):,} in "
-                f"{self.dataset.prefix}"
+                f"{self.dataset.name}"
             )
         if not 0 <= seed <= MAX_SEED:
             raise ValueError(f"seed must be between 0 and 2^32 - 1 for Megatron, found {seed}")
@@ -144,13 +144,53 @@ class MegatronOrder:
         Raises:
             IndexError: no such sample.
         """
-        ids = self.ids(index)
-        length = self.sequence_length
-        tokens = np.zeros(length, np.int64)
-        labels = np.zeros(length, np.int64)
-        loss_mask = np.zeros(length, np.float32)
-        num_tokens, num_labels = min(len(ids), length), max(len(ids) - 1, 0)
-        tokens[:num_tokens] = ids[:num_tokens]
-        labels[:num_labels] = ids[1:]
-        loss_mask[:num_labels] = 1
-        return MegatronSample(tokens, labels, loss_mask)
+        return MegatronSample(*(rows[0] for rows in self.batch([index])))
+
+    def batch(self, indices: npt.ArrayLike, *, out: MegatronSample | None = None) -> MegatronSample:
+        """Many samples in one native call, in arrays of shape `[B, L]`.
+
+        Args:
+            indices: samples in reading order, `[B]`.
+            out: arrays of the same dtypes and shape to fill, e.g. of the batch before: fresh memory
+                costs page faults.
+
+        Raises:
+            IndexError: no such sample.
+            ValueError: `out` does not fit.
+        """
+        chosen = np.asarray(indices)
+        if chosen.ndim != 1 or (chosen.size and chosen.dtype.kind not in "iu"):
+            raise ValueError(
+                f"indices are whole numbers in one dimension, found {chosen.dtype} {chosen.shape}"
+            )
+        chosen = chosen.astype(np.int64)
+        is_outside = (chosen < 0) | (chosen >= len(self))
+        if is_outside.any():
+            raise IndexError(
+                f"sample index {chosen[is_outside][0]} is out of range for {len(self)}"
+            )
+        shape = (len(chosen), self.sequence_length)
+        if out is None:
+            out = MegatronSample(
+                np.empty(shape, np.int64), np.empty(shape, np.int64), np.empty(shape, np.float32)
+            )
+        arrays: list[npt.NDArray[Any]] = [out.tokens, out.labels, out.loss_mask]
+        dtypes = [np.dtype(np.int64), np.dtype(np.int64), np.dtype(np.float32)]
+        for name, array, dtype in zip(MegatronSample._fields, arrays, dtypes, strict=True):
+            if array.shape != shape or array.dtype != dtype or not array.flags.carray:
+                raise ValueError(
+                    f"{name} must be a writable, contiguous array of {dtype} with the shape "
+                    f"{shape}, found {array.dtype} {array.shape}"
+                )
+        if len(chosen):
+            samples = self.shuffle_index[chosen].astype(np.int64)
+            megatron_samples(
+                self.dataset.reader,
+                self.document_index,
+                np.hstack([self.sample_index[samples], self.sample_index[samples + 1]]),
+                num_extra=self.num_extra,
+                tokens=out.tokens,
+                labels=out.labels,
+                loss_mask=out.loss_mask,
+            )
+        return out

@@ -30,7 +30,9 @@ class Renderer:
         lines = []
         for i, segment in enumerate(segments):
             name = modality_name(segment.modality) + ("" if segment.has_loss else " (no loss)")
-            content = self.ids(segment.ids.tolist())
+            content = (
+                f"stand for {segment.media}" if segment.media else self.ids(segment.ids.tolist())
+            )
             lines.append(f"{i:>4}  {name:<16} {len(segment.ids):>7,} ids  {content}".rstrip())
         return "\n".join(lines)
 

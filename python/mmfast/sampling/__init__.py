@@ -1,9 +1,11 @@
 """Exact, batch-invariant sampling from logits: guidance, filters and the draw in one call.
 
 `sample(logits, uncond, guidance_scale=3.0, top_p=0.9, seeds=…, steps=…)` works inside any loop; loops
-that draw often prepare a `SamplingParams` once and call `sample_prepared`.
+that draw often prepare a `SamplingParams` once and call `sample_prepared`. `SampleProcessor` draws inside
+Hugging Face `generate`.
 """
 
+from mmfast.sampling.adapters import SampleProcessor, multinomial
 from mmfast.sampling.params import SamplingParams
 from mmfast.sampling.reference import STATUS_EMPTY, STATUS_EXCLUDED, STATUS_INFINITE
 from mmfast.sampling.sampler import SampleOutput, sample, sample_prepared
@@ -13,7 +15,9 @@ __all__ = [
     "STATUS_EXCLUDED",
     "STATUS_INFINITE",
     "SampleOutput",
+    "SampleProcessor",
     "SamplingParams",
+    "multinomial",
     "sample",
     "sample_prepared",
 ]

@@ -1,11 +1,11 @@
 //! Batched reads for Python: one call, one array, no GIL while ids are copied.
 
 use mmfast_core::Error;
-use mmfast_core::indexed::{DocumentSource, Gather, Tokens};
+use mmfast_core::indexed::{DatasetView, DocumentSource, Gather, Item};
 use numpy::{Element, IntoPyArray, PyArray1, PyArrayMethods, PyUntypedArray};
 use pyo3::prelude::*;
 
-use crate::dataset::{DatasetReader, resolve};
+use crate::dataset::{DatasetReader, match_dtype, resolve};
 use crate::error::to_py;
 use crate::gil::run_detached;
 
@@ -23,52 +23,41 @@ pub(crate) fn gather<'py>(
 ) -> PyResult<(Bound<'py, PyUntypedArray>, Bound<'py, PyArray1<i64>>)> {
     let indices = indices.try_readonly()?;
     let indices = indices.as_slice()?;
-    let dataset = &reader.dataset;
+    let view = &reader.view;
     let plan = run_detached(py, || {
         if documents {
-            let len = dataset.num_documents();
+            let len = view.num_documents();
             let found = indices.iter().map(|&i| resolve("document", i, len));
-            Gather::documents(dataset, found)
+            Gather::documents(view, found)
         } else {
-            let len = dataset.num_sequences();
+            let len = view.num_sequences()?;
             let found = indices.iter().map(|&i| resolve("sequence", i, len));
-            Gather::sequences(dataset, found)
+            Gather::sequences(view, found)
         }
     })?;
-    let ids = match dataset.untouched_tokens().map_err(to_py)? {
-        Tokens::U8(ids) => copy(py, &plan, ids, out),
-        Tokens::I8(ids) => copy(py, &plan, ids, out),
-        Tokens::I16(ids) => copy(py, &plan, ids, out),
-        Tokens::I32(ids) => copy(py, &plan, ids, out),
-        Tokens::I64(ids) => copy(py, &plan, ids, out),
-        Tokens::F64(ids) => copy(py, &plan, ids, out),
-        Tokens::F32(ids) => copy(py, &plan, ids, out),
-        Tokens::U16(ids) => copy(py, &plan, ids, out),
-    }?;
+    let ids = match_dtype!(view.dtype(), Id => copy::<Id>(py, &plan, view, out))?;
     Ok((ids, PyArray1::from_slice(py, plan.offsets())))
 }
 
-fn copy<'py, T: Element + Copy + Send + Sync>(
+fn copy<'py, T: Element + Item>(
     py: Python<'py>,
     plan: &Gather,
-    ids: &[T],
+    view: &DatasetView,
     out: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyUntypedArray>> {
     let Some(out) = out else {
-        let copied = run_detached(py, || plan.collect(ids))?;
+        let copied = run_detached(py, || plan.collect::<T>(view))?;
         return Ok(copied.into_pyarray(py).as_untyped().clone());
     };
     let unfit = || {
         to_py(Error::InvalidArgument(format!(
             "out must be a writable, contiguous array of {} in one dimension",
-            numpy::dtype::<T>(py)
-                .str()
-                .map_or_else(|_| String::new(), |name| name.to_string())
+            T::DTYPE.name()
         )))
     };
     let array = out.cast::<PyArray1<T>>().map_err(|_other| unfit())?;
     let mut writable = array.try_readwrite().map_err(|_locked| unfit())?;
     let room = writable.as_slice_mut().map_err(|_strided| unfit())?;
-    run_detached(py, || plan.copy_to(ids, room))?;
+    run_detached(py, || plan.copy_to(view, room))?;
     Ok(array.as_untyped().clone())
 }

@@ -1,5 +1,6 @@
 //! The extension module `mmfast._mmfast`: a list of signatures over `mmfast-core`.
 
+mod arguments;
 mod dataset;
 mod error;
 mod gather;
@@ -26,7 +27,7 @@ mod _mmfast {
     #[pymodule_export]
     use super::objective::Objective;
     #[pymodule_export]
-    use super::order::{megatron_indices, pack_lengths};
+    use super::order::{megatron_indices, megatron_samples, pack_lengths};
     #[pymodule_export]
     use super::sampling::draw_rows;
     #[pymodule_export]

@@ -1,12 +1,10 @@
 //! The document stream for Python: opens datasets, prefetches, and hands each batch over as arrays
 //! that own their memory, or in memory of the caller's.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mmfast_core::Result;
-use mmfast_core::indexed::{IndexedDataset, Prefix};
 use mmfast_core::pack::{CutAt, Overlong};
 use mmfast_core::stream::{
     ArrayPool, Batch, BatchFacts, BatchMemory, Cursor, Groups, Packing, Poll, Prefetcher, State,
@@ -16,6 +14,7 @@ use numpy::{IntoPyArray, PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::dataset::DatasetReader;
 use crate::gil::run_detached;
 use crate::memory::{Lent, Memory, Pooled, set_arrays};
 use crate::objective::Objective;
@@ -88,7 +87,7 @@ impl BatchLoader {
 #[pymethods]
 impl BatchLoader {
     #[new]
-    #[pyo3(signature = (prefixes, weights, max_epochs, groups, objective, *, seed, window_documents, packing,
+    #[pyo3(signature = (readers, weights, max_epochs, groups, objective, *, seed, window_documents, packing,
         cut_at, bin_tokens, max_document_tokens, global_batch_bins, overlong, rank, world_size, pad_id,
         vocabulary_size, prefetch_batches))]
     #[expect(
@@ -97,7 +96,7 @@ impl BatchLoader {
     )]
     fn new(
         py: Python<'_>,
-        prefixes: Vec<PathBuf>,
+        readers: Vec<PyRef<'_, DatasetReader>>,
         weights: Vec<f64>,
         max_epochs: Vec<Option<u64>>,
         groups: Vec<Option<Bound<'_, PyAny>>>,
@@ -118,6 +117,7 @@ impl BatchLoader {
     ) -> PyResult<Self> {
         let groups: PyResult<Vec<Groups>> = groups.into_iter().map(groups_from).collect();
         let groups = groups?;
+        let documents: Vec<_> = readers.into_iter().map(|reader| reader.source()).collect();
         let stream = run_detached(py, || {
             let config = StreamConfig {
                 seed,
@@ -135,10 +135,12 @@ impl BatchLoader {
             };
             let mut sources = Vec::new();
             let settings = weights.into_iter().zip(max_epochs).zip(groups);
-            for (prefix, ((weight, max_epochs), groups)) in prefixes.into_iter().zip(settings) {
+            for ((documents, name), ((weight, max_epochs), groups)) in
+                documents.into_iter().zip(settings)
+            {
                 sources.push(StreamSource {
-                    name: prefix.display().to_string(),
-                    documents: Arc::new(IndexedDataset::open(&Prefix::new(prefix)?)?),
+                    name,
+                    documents,
                     groups,
                     weight,
                     max_epochs,
@@ -277,6 +279,9 @@ impl BatchLoader {
         fields.set_item("weight_sum", facts.weight_sum)?;
         fields.set_item("num_tokens", facts.num_tokens)?;
         fields.set_item("num_documents", facts.num_documents)?;
+        let media = facts.media.into_iter();
+        let media = media.map(|(row, at)| (row, at.start, at.num_ids, at.reference));
+        fields.set_item("media", media.collect::<Vec<_>>())?;
         fields.set_item("state", self.state_fields(facts.cursor))?;
         let counts = PyDict::new(py);
         counts.set_item("documents", facts.counts.documents)?;

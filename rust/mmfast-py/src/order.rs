@@ -1,10 +1,12 @@
 //! Whole-corpus plans for Python: megatron-core's order, and packing.
 
 use mmfast_core::indexed::DocumentSource;
-use mmfast_core::order::{MegatronConfig, MegatronIndices, require_divisible};
+use mmfast_core::order::{
+    MegatronConfig, MegatronIndices, SampleBounds, SampleRows, read_samples, require_divisible,
+};
 use mmfast_core::pack::best_fit_decreasing;
 use mmfast_core::{Error, Result};
-use numpy::{IntoPyArray, PyArray1, PyArrayMethods};
+use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
 use crate::dataset::DatasetReader;
@@ -37,7 +39,7 @@ pub(crate) fn megatron_indices<'py>(
     extra_token: bool,
     drop_last: bool,
 ) -> PyResult<MegatronArrays<'py>> {
-    let dataset = &reader.dataset;
+    let view = &reader.view;
     let config = MegatronConfig {
         sequence_length,
         num_samples,
@@ -46,10 +48,13 @@ pub(crate) fn megatron_indices<'py>(
         drop_last,
     };
     let indices = run_detached(py, || {
-        require_divisible(dataset.as_ref(), start..stop)?;
         let first = u32::try_from(start).unwrap_or(u32::MAX);
         let lengths: Result<Vec<u32>> = (start..stop)
-            .map(|sequence| dataset.sequence_length(sequence))
+            .map(|nth| {
+                let sequence = view.nth_sequence(nth)?;
+                require_divisible(view, sequence..sequence + 1)?;
+                view.sequence_length(sequence)
+            })
             .collect();
         MegatronIndices::new(&lengths?, first, &config)
     })?;
@@ -60,6 +65,52 @@ pub(crate) fn megatron_indices<'py>(
         indices.num_epochs,
         indices.separate_final_epoch,
     ))
+}
+
+/// Fills rows with samples: `bounds` are the two rows of the sample index of each, [samples, 4].
+#[pyfunction]
+#[pyo3(signature = (reader, document_index, bounds, *, num_extra, tokens, labels, loss_mask))]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "indices and the arrays to fill, the latter by keyword"
+)]
+pub(crate) fn megatron_samples<'py>(
+    py: Python<'py>,
+    reader: &DatasetReader,
+    document_index: &Bound<'py, PyArray1<i32>>,
+    bounds: &Bound<'py, PyArray2<i32>>,
+    num_extra: u32,
+    tokens: &Bound<'py, PyArray2<i64>>,
+    labels: &Bound<'py, PyArray2<i64>>,
+    loss_mask: &Bound<'py, PyArray2<f32>>,
+) -> PyResult<()> {
+    let view = &reader.view;
+    let document_index = document_index.try_readonly()?;
+    let document_index = document_index.as_slice()?;
+    let bounds = bounds.try_readonly()?;
+    let (bounds, _) = bounds.as_slice()?.as_chunks::<4>();
+    let shape = [bounds.len(), tokens.shape().get(1).copied().unwrap_or(0)];
+    if [tokens.shape(), labels.shape(), loss_mask.shape()] != [shape; 3] || shape.contains(&0) {
+        return Err(crate::error::to_py(Error::argument(format!(
+            "{} samples need arrays of as many rows, all of one length",
+            bounds.len()
+        ))));
+    }
+    let (mut tokens, mut labels) = (tokens.try_readwrite()?, labels.try_readwrite()?);
+    let mut loss_mask = loss_mask.try_readwrite()?;
+    let rows = SampleRows {
+        length: shape[1],
+        tokens: tokens.as_slice_mut()?,
+        labels: labels.as_slice_mut()?,
+        loss_mask: loss_mask.as_slice_mut()?,
+    };
+    run_detached(py, || {
+        let samples = bounds
+            .iter()
+            .map(|[a, b, c, d]| -> SampleBounds { [(*a, *b), (*c, *d)] });
+        let sequence_of = |nth| view.nth_sequence(nth);
+        read_samples(view, sequence_of, document_index, samples, num_extra, rows)
+    })
 }
 
 /// Items by bin: bin b holds `items[offsets[b]..offsets[b + 1]]`. Returns offsets and items.

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use mmfast_core::indexed::{
-    self, DatasetWriter as CoreWriter, Dtype, IndexedDataset, Notes, Prefix, Tokens, Written,
+    self, DatasetWriter as CoreWriter, Dtype, IndexedDataset, Notes, Prefix, Written,
 };
 use mmfast_core::{Error, Result};
-use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1, PyUntypedArray, PyUntypedArrayMethods};
+use numpy::{PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
 
+use crate::arguments::{Ids, each_fits, plain_counts, plain_int, plain_modes};
 use crate::error::to_py;
 use crate::gil::run_detached;
 
@@ -21,6 +22,7 @@ type Counts = (u64, u64, u64);
 pub(crate) struct DatasetWriter {
     /// `None` once finished or aborted. Locked only while the GIL is released.
     writer: Mutex<Option<CoreWriter>>,
+    dtype: Dtype,
 }
 
 impl DatasetWriter {
@@ -55,9 +57,9 @@ impl DatasetWriter {
         vocabulary_fingerprint: Option<String>,
         provenance: Option<&str>,
     ) -> PyResult<Self> {
+        let dtype = Dtype::from_name(dtype).map_err(to_py)?;
         let writer = run_detached(py, || {
             let notes = Notes::new(vocabulary_fingerprint, provenance)?;
-            let dtype = Dtype::from_name(dtype)?;
             let prefix = Prefix::new(prefix)?;
             if resume {
                 return CoreWriter::resume(&prefix, dtype, multimodal, notes);
@@ -68,12 +70,42 @@ impl DatasetWriter {
         })?;
         Ok(Self {
             writer: Mutex::new(Some(writer)),
+            dtype,
         })
     }
 
     fn add_sequence(&self, py: Python<'_>, ids: &Bound<'_, PyAny>, mode: u8) -> PyResult<()> {
-        with_tokens(ids, |tokens| {
-            self.with_writer(py, |writer| writer.add_sequence(tokens, mode))
+        Ids::of_array(ids)?
+            .with(|tokens| self.with_writer(py, |writer| writer.add_sequence(tokens, mode)))
+    }
+
+    /// [`Self::add_sequence`] for arguments that need no conversion; for others nothing is done, and
+    /// the answer is false.
+    fn add_plain_sequence(
+        &self,
+        py: Python<'_>,
+        ids: &Bound<'_, PyAny>,
+        mode: &Bound<'_, PyAny>,
+    ) -> PyResult<bool> {
+        let mode = plain_int(mode).and_then(|mode| u8::try_from(mode).ok());
+        let Some((ids, mode)) = Ids::plain(ids, self.dtype)?.zip(mode) else {
+            return Ok(false);
+        };
+        ids.with(|tokens| self.with_writer(py, |writer| writer.add_sequence(tokens, mode)))?;
+        Ok(true)
+    }
+
+    fn add_referring_sequence(
+        &self,
+        py: Python<'_>,
+        ids: &Bound<'_, PyAny>,
+        mode: u8,
+        reference: &str,
+    ) -> PyResult<()> {
+        Ids::of_array(ids)?.with(|tokens| {
+            self.with_writer(py, |writer| {
+                writer.add_referring_sequence(tokens, mode, Some(reference))
+            })
         })
     }
 
@@ -84,6 +116,7 @@ impl DatasetWriter {
         })
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "as Python passes it")]
     fn add_documents(
         &self,
         py: Python<'_>,
@@ -91,19 +124,52 @@ impl DatasetWriter {
         lengths: &Bound<'_, PyArray1<i64>>,
         sequences_per_document: &Bound<'_, PyArray1<i64>>,
         modes: Option<&Bound<'_, PyArray1<u8>>>,
+        references: Vec<(u64, String)>,
     ) -> PyResult<()> {
         let lengths = lengths.try_readonly()?;
         let counts = sequences_per_document.try_readonly()?;
         let modes = modes.map(PyArrayMethods::try_readonly).transpose()?;
         let (lengths, counts) = (lengths.as_slice()?, counts.as_slice()?);
         let modes = modes.as_ref().map(|modes| modes.as_slice()).transpose()?;
-        with_tokens(ids, |tokens| {
+        let references: Vec<_> = references
+            .iter()
+            .map(|(at, text)| (*at, text.as_str()))
+            .collect();
+        Ids::of_array(ids)?.with(|tokens| {
             self.with_writer(py, |writer| {
                 let lengths = each_fits(lengths, "sequence length")?;
                 let counts = each_fits(counts, "number of sequences in a document")?;
-                writer.add_documents(tokens, &lengths, &counts, modes)
+                writer.add_referring_documents(tokens, &lengths, &counts, modes, &references)
             })
         })
+    }
+
+    /// Adds one document if its arguments need no conversion; for others nothing is done, and the
+    /// answer is false.
+    #[pyo3(signature = (ids, lengths, modes=None))]
+    fn add_plain_document(
+        &self,
+        py: Python<'_>,
+        ids: &Bound<'_, PyAny>,
+        lengths: &Bound<'_, PyAny>,
+        modes: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<bool> {
+        let plain = Ids::plain(ids, self.dtype)?.zip(plain_counts(lengths));
+        let (Some((ids, lengths)), modes) = (plain, modes.map(plain_modes)) else {
+            return Ok(false);
+        };
+        if modes == Some(None) {
+            return Ok(false);
+        }
+        let modes = modes.flatten();
+        ids.with(|tokens| {
+            self.with_writer(py, |writer| {
+                let lengths: Vec<_> = each_fits(&lengths, "sequence length")?;
+                let count = lengths.len() as u64;
+                writer.add_documents(tokens, &lengths, &[count], modes.as_deref())
+            })
+        })?;
+        Ok(true)
     }
 
     fn add_dataset(&self, py: Python<'_>, prefix: PathBuf) -> PyResult<()> {
@@ -139,6 +205,13 @@ impl DatasetWriter {
         Ok(counts_of(durable))
     }
 
+    fn is_open(&self, py: Python<'_>) -> PyResult<bool> {
+        run_detached(py, || {
+            let guard = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            Ok(guard.is_some())
+        })
+    }
+
     fn counts(&self, py: Python<'_>) -> PyResult<Counts> {
         let written = self.with_writer(py, |writer| Ok(writer.written()))?;
         Ok(counts_of(written))
@@ -170,33 +243,4 @@ fn counts_of(written: Written) -> Counts {
 
 fn closed() -> Error {
     Error::InvalidArgument("the dataset is already finished or aborted".into())
-}
-
-/// Runs `work` on the ids of a one-dimensional, contiguous array of any dtype of the format.
-fn with_tokens<R>(
-    array: &Bound<'_, PyAny>,
-    work: impl FnOnce(Tokens<'_>) -> PyResult<R>,
-) -> PyResult<R> {
-    macro_rules! try_dtypes {
-        ($($variant:ident),*) => {
-            $(if let Ok(array) = array.extract::<PyReadonlyArray1<'_, _>>() {
-                return work(Tokens::$variant(array.as_slice()?));
-            })*
-        };
-    }
-    try_dtypes!(I32, I64, U16, U8, I8, I16, F32, F64);
-    let dtype = array.cast::<PyUntypedArray>()?.dtype();
-    Err(to_py(Error::InvalidArgument(format!(
-        "an array of {dtype} in one dimension is expected to hold int8, int16, int32, int64, \
-         uint8, uint16, float32 or float64"
-    ))))
-}
-
-/// Counts from Python as unsigned numbers.
-fn each_fits<T: TryFrom<i64>>(values: &[i64], what: &str) -> Result<Vec<T>> {
-    let fits = |&value: &i64| {
-        T::try_from(value)
-            .map_err(|_unfit| Error::InvalidArgument(format!("{value} cannot be a {what}")))
-    };
-    values.iter().map(fits).collect()
 }

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::vfs::{File, Vfs};
 
 /// Bytes gathered before they are written.
-const BUFFER_BYTES: usize = 4 << 20;
+const BUFFER_BYTES: usize = 1 << 20;
 /// Bytes digested and then written at once: small enough to stay in the cache between the two.
 const PIECE_BYTES: usize = 1 << 18;
 

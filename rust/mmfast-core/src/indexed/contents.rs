@@ -1,11 +1,14 @@
 //! What a dataset in the making holds besides its ids: lengths, modes and document ends, which stay
-//! in memory (13 bytes a sequence at most) and become `.idx`. Whatever is to be added is checked
+//! in memory (13 bytes a sequence at most, and the texts of media references) and become `.idx` and
+//! `.media`. Whatever is to be added is checked
 //! here first.
+
+use std::ops::Range;
 
 use super::header::{Dtype, Header};
 use super::map::Tokens;
+use super::media::{MEDIA_BIT, References, check_text};
 use super::reader::IndexedDataset;
-use super::source::DocumentSource;
 use crate::error::{Error, Result};
 
 /// Counts of a dataset, or of a part of it.
@@ -29,6 +32,7 @@ pub(super) struct Contents {
     modes: Vec<u8>,
     /// Index of the first sequence after each document.
     document_ends: Vec<u64>,
+    references: References,
     num_tokens: u64,
     /// Ids before the document that is open now.
     tokens_in_documents: u64,
@@ -42,6 +46,7 @@ impl Contents {
             lengths: Vec::new(),
             modes: Vec::new(),
             document_ends: Vec::new(),
+            references: References::default(),
             num_tokens: 0,
             tokens_in_documents: 0,
         }
@@ -66,6 +71,11 @@ impl Contents {
 
     pub(super) fn document_ends(&self) -> &[u64] {
         &self.document_ends
+    }
+
+    /// Media references of all sequences added so far.
+    pub(super) fn references(&self) -> &References {
+        &self.references
     }
 
     /// All that was added; documents are those that have ended.
@@ -108,6 +118,24 @@ impl Contents {
         }
     }
 
+    /// Adds the media references of the next sequences, by their place among these. They have been
+    /// checked.
+    pub(super) fn push_references<'a>(&mut self, references: impl Iterator<Item = (u64, &'a str)>) {
+        let first = self.lengths.len() as u64;
+        for (sequence, text) in references {
+            self.references.push(first + sequence, text);
+        }
+    }
+
+    /// Adds references as a journal holds them; `None` if they are not those of these sequences.
+    pub(super) fn extend_references(
+        &mut self,
+        encoded: &[u8],
+        sequences: Range<u64>,
+    ) -> Option<()> {
+        self.references.extend_from_encoded(encoded, &sequences)
+    }
+
     /// Ends the open document with the last sequence.
     pub(super) fn end_document(&mut self) {
         self.document_ends.push(self.lengths.len() as u64);
@@ -134,6 +162,7 @@ impl Contents {
 
     /// Adds all documents of a dataset that is alike.
     pub(super) fn push_dataset(&mut self, dataset: &IndexedDataset) {
+        self.push_references(dataset.references());
         let sequences_before = self.lengths.len() as u64;
         self.lengths.extend(dataset.sequence_lengths());
         if self.has_modes {
@@ -219,10 +248,11 @@ impl Contents {
                 self.dtype.name()
             )));
         };
-        // Minimum and maximum vectorise, a search with early exit does not.
-        let smallest = ids.iter().copied().min().unwrap_or(0);
-        let largest = ids.iter().copied().max().unwrap_or(0);
-        if range.contains(&smallest) && range.contains(&largest) {
+        // The ranges are as long as a power of two, so that the bits above tell. This vectorises on
+        // any processor, which minimum and maximum do not, nor a search with early exit.
+        let outside = !range.end().abs_diff(*range.start());
+        let offset = |id: i64| id.wrapping_sub(*range.start()).cast_unsigned();
+        if ids.iter().fold(0, |bits, &id| bits | offset(id)) & outside == 0 {
             return Ok(());
         }
         let at = ids.iter().position(|id| !range.contains(id)).unwrap_or(0);
@@ -288,6 +318,23 @@ pub(super) fn require_alike(dataset: &IndexedDataset, dtype: Dtype, has_modes: b
         return Err(Error::argument(format!(
             "{path} has {theirs} and cannot be appended to {ours}"
         )));
+    }
+    Ok(())
+}
+
+/// Refuses references, by the place of their sequence among these, unless all can be held.
+pub(super) fn check_references(modes: &[u8], references: &[(u64, &str)]) -> Result<()> {
+    let mut next = 0;
+    for (sequence, text) in references {
+        check_text(text)?;
+        let mode = usize::try_from(*sequence).ok().and_then(|at| modes.get(at));
+        if *sequence < next || mode.is_none_or(|mode| mode & MEDIA_BIT == 0) {
+            return Err(Error::argument(format!(
+                "media references come in the order of their sequences, each with {MEDIA_BIT:#x} in its \
+                 mode; that of sequence {sequence} does not"
+            )));
+        }
+        next = sequence + 1;
     }
     Ok(())
 }

@@ -21,10 +21,11 @@
 //! |---|---|
 //! | 8 | bytes of the record after this field and before its checksum, u64 |
 //! | 8, 8, 8 | documents, sequences and ids in all, u64 |
-//! | 8, 8 | blocks B and bytes of notes N in this record, u64 |
+//! | 8, 8, 8 | blocks B, bytes of notes N and bytes of media references R in this record, u64 |
 //! | 4·S | lengths of the new sequences, u32 |
 //! | S or 0 | their modes |
 //! | 8·D | ends of the new documents, u64: sequences up to and with each |
+//! | R | references of the new sequences: of each the sequence, u64; the bytes of its text, u32; the text |
 //! | 8·B | blocks as in the sidecar; the first takes the place of the last one known |
 //! | N | notes of datasets that were appended: a JSON object, or nothing |
 //! | 8 | XXH3-64 of the record before, its seed the checksum before that |
@@ -53,7 +54,7 @@ pub(super) const JOURNAL_VERSION: u32 = 1;
 /// Bytes of the header before its JSON.
 pub(super) const FIXED_BYTES: usize = 24;
 /// Fields of a record before its arrays.
-pub(super) const NUM_FIELDS: usize = 5;
+pub(super) const NUM_FIELDS: usize = 6;
 pub(super) const SEAL_MAGIC: [u8; 8] = *b"ENDOFREC";
 pub(super) const SEAL_BYTES: usize = 16;
 
@@ -187,6 +188,8 @@ impl Journal {
             from..to
         };
         let sequences = new(|written| written.num_sequences);
+        let numbers = before.written.num_sequences..next.written.num_sequences;
+        let references = contents.references().encode(&numbers);
         let documents = new(|written| written.num_documents);
         let lengths = contents.lengths().get(sequences.clone());
         let modes = contents.modes().get(sequences);
@@ -199,6 +202,7 @@ impl Journal {
             next.written.num_tokens,
             (mark.num_blocks - first_block) as u64,
             notes.len() as u64,
+            references.len() as u64,
         ] {
             record.extend(field.to_le_bytes());
         }
@@ -209,6 +213,7 @@ impl Journal {
         for end in ends.unwrap_or_default() {
             record.extend_from_slice(&end.to_le_bytes());
         }
+        record.extend(references);
         for block in blocks {
             record.extend_from_slice(&block.num_bytes.to_le_bytes());
             record.extend_from_slice(&block.crc.to_le_bytes());

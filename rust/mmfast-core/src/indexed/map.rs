@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 
 use super::header::Dtype;
 use crate::error::{Error, Result};
 use crate::lanes::widen;
-use crate::vfs::File;
+use crate::vfs::{File, Vfs};
 
 #[cfg(target_endian = "big")]
 compile_error!("the files are little-endian and are mapped as they are");
@@ -44,10 +44,25 @@ impl Map {
         })
     }
 
+    /// Reads all of `file` into memory that stands for a map of it; the file may change afterwards.
+    pub(super) fn read(vfs: &dyn Vfs, file: &File) -> Result<Self> {
+        let num_bytes = file.num_bytes()?;
+        if num_bytes == 0 {
+            return Ok(Self { map: None });
+        }
+        let refused = |e| Error::io("make room to read", file.path(), e);
+        let num_bytes = usize::try_from(num_bytes).unwrap_or(usize::MAX);
+        let mut map = MmapMut::map_anon(num_bytes).map_err(refused)?;
+        vfs.read_at(file, 0, &mut map)?;
+        Ok(Self {
+            map: Some(map.make_read_only().map_err(refused)?),
+        })
+    }
+
     /// Bytes that stand for a file's content.
     #[cfg(test)]
     pub(super) fn of_bytes(bytes: &[u8]) -> Self {
-        let mut map = memmap2::MmapMut::map_anon(bytes.len()).unwrap();
+        let mut map = MmapMut::map_anon(bytes.len()).unwrap();
         map.copy_from_slice(bytes);
         Self {
             map: Some(map.make_read_only().unwrap()),
@@ -171,14 +186,76 @@ impl<'a> Tokens<'a> {
 }
 
 /// Number types without padding whose every bit pattern is a value.
-trait Plain: Copy {}
-impl Plain for i8 {}
-impl Plain for i16 {}
-impl Plain for i32 {}
-impl Plain for i64 {}
-impl Plain for f64 {}
-impl Plain for f32 {}
-impl Plain for u16 {}
+pub(super) trait Plain: Copy {}
+
+/// A number type of the format, for reads into arrays of it.
+#[expect(
+    private_bounds,
+    reason = "only the number types of the format are meant"
+)]
+pub trait Item: Plain + Default + Send + Sync + 'static {
+    /// Its place in the format.
+    const DTYPE: Dtype;
+
+    /// An id in this type; `None` if it has no place there.
+    fn from_id(id: i64) -> Option<Self>;
+
+    /// Ids that are of this type.
+    fn of(tokens: Tokens<'_>) -> Option<&[Self]>;
+}
+
+macro_rules! items {
+    ($($type:ident $variant:ident $id:ident => $from_id:expr;)*) => {
+        $(
+            impl Plain for $type {}
+            impl Item for $type {
+                const DTYPE: Dtype = Dtype::$variant;
+
+                fn from_id($id: i64) -> Option<Self> {
+                    $from_id
+                }
+
+                fn of(tokens: Tokens<'_>) -> Option<&[Self]> {
+                    match tokens {
+                        Tokens::$variant(ids) => Some(ids),
+                        _ => None,
+                    }
+                }
+            }
+        )*
+    };
+}
+
+items! {
+    u8 U8 id => Self::try_from(id).ok();
+    i8 I8 id => Self::try_from(id).ok();
+    i16 I16 id => Self::try_from(id).ok();
+    i32 I32 id => Self::try_from(id).ok();
+    i64 I64 id => Some(id);
+    f64 F64 _id => None;
+    f32 F32 _id => None;
+    u16 U16 id => Self::try_from(id).ok();
+}
+
+/// Ids as they stand in a `.bin` of some dtype, widened to 64 bits; `out` has room for exactly these.
+/// `None` if the dtype holds no ids.
+pub(super) fn widen_bytes(bytes: &[u8], dtype: Dtype, out: &mut [i64]) -> Option<()> {
+    fn each<const N: usize>(bytes: &[u8], out: &mut [i64], id: impl Fn([u8; N]) -> i64) {
+        for (wide, raw) in out.iter_mut().zip(bytes.as_chunks().0) {
+            *wide = id(*raw);
+        }
+    }
+    match dtype {
+        Dtype::U8 => each(bytes, out, |raw| i64::from(u8::from_le_bytes(raw))),
+        Dtype::I8 => each(bytes, out, |raw| i64::from(i8::from_le_bytes(raw))),
+        Dtype::I16 => each(bytes, out, |raw| i64::from(i16::from_le_bytes(raw))),
+        Dtype::I32 => each(bytes, out, |raw| i64::from(i32::from_le_bytes(raw))),
+        Dtype::I64 => each(bytes, out, i64::from_le_bytes),
+        Dtype::U16 => each(bytes, out, |raw| i64::from(u16::from_le_bytes(raw))),
+        Dtype::F64 | Dtype::F32 => return None,
+    }
+    Some(())
+}
 
 fn plain_slice<T: Plain>(bytes: &[u8]) -> Option<&[T]> {
     #[expect(unsafe_code, reason = "ids are viewed in place")]
@@ -195,10 +272,43 @@ fn plain_bytes<T: Plain>(items: &[T]) -> &[u8] {
     bytes
 }
 
+/// The bytes of numbers, to be filled from a file.
+pub(super) fn plain_bytes_mut<T: Plain>(items: &mut [T]) -> &mut [u8] {
+    #[expect(unsafe_code, reason = "ids are read to where they are wanted")]
+    // SAFETY: every bit pattern of a `Plain` type is a value, so any bytes may be written; it has no
+    // padding, and `align_to_mut` keeps the lifetime. Bytes have no alignment, so nothing is left over.
+    let (_, bytes, _) = unsafe { items.align_to_mut::<u8>() };
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vfs::{Disk, Vfs};
+    use crate::vfs::Disk;
+
+    #[test]
+    fn numbers_filled_by_their_bytes_have_the_values_of_the_file() {
+        let ids = [1_i32, -2, i32::MAX];
+        let mut filled = [0_i32; 3];
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        plain_bytes_mut(&mut filled).copy_from_slice(&bytes);
+        assert_eq!(filled, ids);
+        assert!(plain_bytes_mut(&mut [0_i64; 0]).is_empty());
+    }
+
+    #[test]
+    fn a_file_read_into_memory_is_as_good_as_its_map() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let mut file = Disk.create(&path).unwrap();
+        let open = |path| Map::read(&Disk, &Disk.open(path).unwrap()).unwrap();
+        assert!(open(&path).bytes().is_empty());
+        Disk.write(&mut file, &[7; 10_000]).unwrap();
+        let map = open(&path);
+        // Unlike a map, it does not see what becomes of the file.
+        Disk.create(&path).unwrap();
+        assert_eq!(map.bytes(), [7; 10_000]);
+    }
 
     #[test]
     fn an_empty_file_maps_to_no_bytes() {

@@ -1,5 +1,5 @@
-//! What makes the ids in a `.bin` a dataset: the `.idx` and the sidecar beside it, written once the
-//! ids are complete.
+//! What makes the ids in a `.bin` a dataset: the `.idx`, the sidecar and the media references beside it,
+//! written once the ids are complete.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,8 +8,9 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::append::{AppendFile, Digest};
 use super::blocks::BlockSums;
-use super::contents::Written;
+use super::contents::{Contents, Written};
 use super::header::Header;
+use super::media::write_media;
 use super::publish::Staging;
 use super::sidecar::{Notes, PairFacts, Sidecar};
 use crate::error::Result;
@@ -18,43 +19,50 @@ use crate::vfs::Vfs;
 /// Entries of an index that are digested at once.
 const CHUNK_ITEMS: usize = 1 << 14;
 
-/// What [`write_index`] wrote.
+/// Facts of an `.idx` that is complete.
 pub(super) struct WrittenIndex {
     num_bytes: u64,
     /// XXH3-128 of the file.
     hash: u128,
 }
 
-/// Writes a complete `.idx` and makes it durable. Pointers are derived from the lengths, so no array
-/// is ever held in memory here.
-///
-/// `document_indices` is the whole array: 0 first, the number of sequences last.
-pub(super) fn write_index<L: Iterator<Item = u32>>(
+/// Writes a complete `.idx` and makes it durable. Pointers are derived from the lengths.
+pub(super) fn write_index(
     vfs: &Arc<dyn Vfs>,
     path: &Path,
-    header: &Header,
-    lengths: impl Fn() -> L,
-    document_indices: impl Iterator<Item = u64>,
-    modes: impl Iterator<Item = u8>,
+    contents: &Contents,
 ) -> Result<WrittenIndex> {
-    let digest = SizeAndHash::default();
-    let mut file = AppendFile::create(Arc::clone(vfs), path, digest)?;
+    let header = contents.header();
     let item_bytes = header.dtype.item_bytes() as u64;
-    file.push(|buffer| buffer.extend(header.encode()))?;
-    push_items(&mut file, lengths().map(u32::to_le_bytes))?;
+    let lengths = || contents.lengths().iter().copied();
     let pointers = lengths().scan(0_u64, |end, length| {
         let pointer = *end;
         *end += u64::from(length) * item_bytes;
         Some(pointer)
     });
+    let document_indices = std::iter::once(0).chain(contents.document_ends().iter().copied());
+
+    let mut file = AppendFile::create(Arc::clone(vfs), path, SizeAndHash::default())?;
+    file.push(|buffer| buffer.extend(header.encode()))?;
+    push_items(&mut file, lengths().map(u32::to_le_bytes))?;
     push_items(&mut file, pointers.map(u64::to_le_bytes))?;
     push_items(&mut file, document_indices.map(u64::to_le_bytes))?;
-    push_items(&mut file, modes.map(|mode| [mode]))?;
-    let SizeAndHash { num_bytes, hash } = file.finish()?;
-    Ok(WrittenIndex {
-        num_bytes,
-        hash: hash.digest128(),
-    })
+    file.push_bytes(contents.modes())?;
+    Ok(file.finish()?.finish())
+}
+
+/// Writes the media references of a pair whose files are complete, if there are any, and makes them durable.
+pub(super) fn write_references<'a, I: Iterator<Item = (u64, &'a str)>>(
+    staging: &Staging,
+    index: &WrittenIndex,
+    references: impl Fn() -> I,
+) -> Result<()> {
+    if references().next().is_none() {
+        // One that a killed writer left must not be published with these files.
+        return staging.vfs().remove(&staging.prefix().new_media());
+    }
+    let path = staging.prefix().new_media();
+    write_media(staging.vfs(), &path, index.hash, references)
 }
 
 /// Writes the sidecar of a pair whose files are complete and makes it durable.
@@ -96,10 +104,20 @@ fn push_items<D: Digest, const N: usize>(
     Ok(())
 }
 
+/// Makes the facts of an index from its bytes.
 #[derive(Default)]
-struct SizeAndHash {
+pub(super) struct SizeAndHash {
     num_bytes: u64,
     hash: Xxh3,
+}
+
+impl SizeAndHash {
+    pub(super) fn finish(self) -> WrittenIndex {
+        WrittenIndex {
+            num_bytes: self.num_bytes,
+            hash: self.hash.digest128(),
+        }
+    }
 }
 
 impl Digest for SizeAndHash {

@@ -20,8 +20,11 @@ impl Prefix {
             )));
         };
         let extension = Path::new(name).extension();
-        if extension.is_some_and(|extension| ["bin", "idx", "mmf"].iter().any(|e| extension == *e))
-        {
+        if extension.is_some_and(|extension| {
+            ["bin", "idx", "mmf", "media"]
+                .iter()
+                .any(|e| extension == *e)
+        }) {
             return Err(Error::argument(format!(
                 "{} is a file of a dataset; give its prefix, the path without .bin or .idx",
                 path.display()
@@ -48,6 +51,16 @@ impl Prefix {
     /// Checksums and provenance of the two; may be absent.
     pub fn sidecar(&self) -> PathBuf {
         self.with(".mmf")
+    }
+
+    /// What placeholder ids stand for; absent if there are none.
+    pub fn media(&self) -> PathBuf {
+        self.with(".media")
+    }
+
+    /// Media references in the making.
+    pub fn new_media(&self) -> PathBuf {
+        self.with(".media.tmp")
     }
 
     /// Token ids in the making.

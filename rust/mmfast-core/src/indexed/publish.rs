@@ -1,12 +1,12 @@
 //! How new files take the place of old ones without ever being mixed with them.
 //!
-//! Writers work on `<prefix>.bin.tmp`, `<prefix>.mmf.tmp` and `<prefix>.idx.tmp` under
-//! `<prefix>.lock`. Once all three are complete and durable:
+//! Writers work on `<prefix>.bin.tmp`, `<prefix>.mmf.tmp`, `<prefix>.idx.tmp` and, where there are media
+//! references, `<prefix>.media.tmp` under `<prefix>.lock`. Once all of them are complete and durable:
 //!
 //! 1. `.idx.tmp` is renamed to `.idx.ready`: this commits;
-//! 2. the journal goes, since all that it acknowledged is in the new files, and the old `.idx` goes:
-//!    from here on no dataset is seen;
-//! 3. the new `.bin` and the new `.mmf` are renamed into place;
+//! 2. the journal goes, since all that it acknowledged is in the new files, and the old `.idx` goes,
+//!    after its `.media`: from here on no dataset is seen;
+//! 3. the new `.bin`, `.mmf` and `.media` are renamed into place;
 //! 4. `.idx.ready` is renamed to `.idx`.
 //!
 //! The folder is made durable after each step, and within a step the order does not matter. So a
@@ -97,6 +97,7 @@ impl Drop for Staging {
         }
         // What cannot be removed now is overwritten by the next writer.
         self.vfs.remove(&self.prefix.new_sidecar()).ok();
+        self.vfs.remove(&self.prefix.new_media()).ok();
         self.vfs.remove(&self.prefix.new_idx()).ok();
         self.vfs.remove(&self.prefix.new_journal()).ok();
         if !self.may_have_journal {
@@ -112,6 +113,11 @@ pub(super) fn complete(vfs: &dyn Vfs, prefix: &Prefix) -> Result<()> {
     }
     // That it is committed must not be forgotten once there is no way back.
     vfs.sync_folder_of(prefix.path())?;
+    if vfs.exists(&prefix.idx())? && vfs.exists(&prefix.media())? {
+        // Durably before the old index goes: without that, a `.media` is the new one.
+        vfs.remove(&prefix.media())?;
+        vfs.sync_folder_of(prefix.path())?;
+    }
     for superseded in [prefix.journal(), prefix.new_journal(), prefix.idx()] {
         vfs.remove(&superseded)?;
     }
@@ -119,6 +125,7 @@ pub(super) fn complete(vfs: &dyn Vfs, prefix: &Prefix) -> Result<()> {
     for (new, own) in [
         (prefix.new_bin(), prefix.bin()),
         (prefix.new_sidecar(), prefix.sidecar()),
+        (prefix.new_media(), prefix.media()),
     ] {
         if vfs.exists(&new)? {
             vfs.rename(&new, &own)?;

@@ -168,7 +168,7 @@ impl Replay {
         let (fields, mut rest) = record.split_at_checked(8 * NUM_FIELDS)?;
         let field = |at: usize| load_u64(fields, 8 * at);
         let (documents, sequences, tokens) = (field(0)?, field(1)?, field(2)?);
-        let (blocks, notes) = (field(3)?, field(4)?);
+        let (blocks, notes, references) = (field(3)?, field(4)?, field(5)?);
         let before = self.contents.whole();
         let mut take = |items: u64, item_bytes: usize| {
             let num_bytes = usize::try_from(items).ok()?.checked_mul(item_bytes)?;
@@ -186,6 +186,7 @@ impl Replay {
         let modes = take(num_modes, 1)?;
         let new_documents = documents.checked_sub(before.num_documents)?;
         let ends = take(new_documents, 8)?.as_chunks().0;
+        let references = take(references, 1)?;
         let new_blocks = take(blocks, 8)?.as_chunks::<8>().0;
         let notes = take(notes, 1)?;
         if !rest.is_empty() {
@@ -203,6 +204,8 @@ impl Replay {
         if end != sequences || lengths.iter().any(|&length| i32::try_from(length).is_err()) {
             return None;
         }
+        self.contents
+            .extend_references(references, before.num_sequences..sequences)?;
         self.contents.push_documents(&lengths, &counts, Some(modes));
 
         let parse = |entry: &[u8; 8]| {

@@ -12,7 +12,7 @@ const MODALITY_BITS: u8 = 0x1f;
 pub const NUM_MODALITIES: usize = MODALITY_BITS as usize + 1;
 
 /// What a pass over the ids found.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Scan {
     /// Smallest and largest id; `None` if there is none.
     pub id_range: Option<(i64, i64)>,
@@ -22,6 +22,26 @@ pub struct Scan {
     pub tokens_by_modality: [u64; NUM_MODALITIES],
 }
 
+impl Scan {
+    /// Takes up what a pass over other ids found.
+    pub fn add(&mut self, other: &Self) {
+        let ends = self.id_range.into_iter().chain(other.id_range);
+        self.id_range = ends.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+        let counts = [
+            (
+                &mut self.sequences_by_modality,
+                &other.sequences_by_modality,
+            ),
+            (&mut self.tokens_by_modality, &other.tokens_by_modality),
+        ];
+        for (sums, numbers) in counts {
+            for (sum, number) in sums.iter_mut().zip(numbers) {
+                *sum += number;
+            }
+        }
+    }
+}
+
 /// Reads every id of some sequences. With `allowed`, an id outside it is [`Error::Corrupt`] naming
 /// where it is.
 pub fn scan(
@@ -29,11 +49,7 @@ pub fn scan(
     sequences: Range<u64>,
     allowed: Option<&Range<i64>>,
 ) -> Result<Scan> {
-    let mut found = Scan {
-        id_range: None,
-        sequences_by_modality: [0; NUM_MODALITIES],
-        tokens_by_modality: [0; NUM_MODALITIES],
-    };
+    let mut found = Scan::default();
     let mut ids = Vec::new();
     for sequence in sequences {
         ids.resize(dataset.token_range(sequence)?.len(), 0);

@@ -32,7 +32,7 @@
 use std::path::Path;
 
 use serde_json::{Map as JsonMap, Value, json};
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_128};
 
 use super::blocks::{BLOCK_BYTES, Block, BlockSums};
 use super::header::{Dtype, load_u64};
@@ -294,8 +294,6 @@ impl Sidecar {
 
 impl PairFacts {
     fn of(index: &Index) -> Self {
-        let mut hash = Xxh3::new();
-        hash.update(index.bytes());
         Self {
             dtype: index.dtype(),
             num_sequences: index.num_sequences(),
@@ -303,7 +301,7 @@ impl PairFacts {
             num_tokens: index.num_tokens(),
             bin_bytes: index.bin_bytes(),
             idx_bytes: index.bytes().len() as u64,
-            idx_hash: hash.digest128(),
+            idx_hash: xxh3_128(index.bytes()),
         }
     }
 }

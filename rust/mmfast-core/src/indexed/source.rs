@@ -6,20 +6,16 @@ use crate::error::{Error, Result};
 
 /// Documents made of sequences; every sequence is a run of token ids of one modality.
 ///
-/// Documents and sequences are counted from 0 in the order in which they were written, and the
-/// sequences of document `k + 1` follow those of document `k` without a gap. A document may have no
-/// sequence and a sequence no ids. All methods are cheap (no scan) and may be called from any number
-/// of threads.
+/// Documents are counted from 0. A sequence is known by a number: those of one document are consecutive,
+/// and no two documents share one. A document may have no sequence and a sequence no ids. All methods are
+/// cheap (no scan) and may be called from any number of threads.
 ///
 /// An index past the end is [`crate::Error::IndexOutOfRange`], never a panic.
 pub trait DocumentSource: Send + Sync {
     /// How many documents there are.
     fn num_documents(&self) -> u64;
 
-    /// How many sequences there are, over all documents.
-    fn num_sequences(&self) -> u64;
-
-    /// The sequences of a document, as a range of sequence indices (possibly empty).
+    /// The sequences of a document, as a range of their numbers (possibly empty).
     fn document_sequences(&self, document: u64) -> Result<Range<u64>>;
 
     /// Length of a sequence in ids.
@@ -28,6 +24,11 @@ pub trait DocumentSource: Send + Sync {
     /// The mode byte of a sequence: bits 0-4 modality (0 text, 1 image, 2 video, 3 audio), bit 6
     /// (0x40) "no loss". 0 where the data has no modes.
     fn mode(&self, sequence: u64) -> Result<u8>;
+
+    /// What the placeholder ids of a sequence stand for, if the data says so.
+    fn media(&self, _sequence: u64) -> Result<Option<String>> {
+        Ok(None)
+    }
 
     /// Fills `out` with ids, widened to 64 bits: of the given sequences one after the other, `skip` ids
     /// are passed over and the next `out.len()` are copied.

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use super::access::Bin;
 use super::blocks::BlockSums;
 use super::index::Index;
 use super::prefix::Prefix;
@@ -113,26 +114,31 @@ impl Checksums {
         first..(after + 1).min(self.num_blocks())
     }
 
-    /// Compares a block with its sum.
-    pub(super) fn check(&self, block: usize, bin: &[u8], index: &Index) -> Option<DamagedBlock> {
+    /// Compares a block with its sum; `buffer` is for blocks that have to be read.
+    pub(super) fn check(
+        &self,
+        block: usize,
+        bin: &Bin,
+        index: &Index,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Option<DamagedBlock>> {
+        let (Some(&end), Some(&expected_crc)) = (self.ends.get(block), self.crcs.get(block)) else {
+            return Ok(None);
+        };
         let start = block
             .checked_sub(1)
             .and_then(|before| self.ends.get(before));
-        let bytes = start.copied().unwrap_or(0)..*self.ends.get(block)?;
-        let expected_crc = *self.crcs.get(block)?;
-        let content = usize::try_from(bytes.start)
-            .ok()
-            .zip(usize::try_from(bytes.end).ok())
-            .and_then(|(start, end)| bin.get(start..end))
-            .unwrap_or_default();
-        let found_crc = crc32c::crc32c(content);
-        (found_crc != expected_crc).then(|| DamagedBlock {
+        let bytes = start.copied().unwrap_or(0)..end;
+        // A block is at most 1 MiB.
+        let num_bytes = usize::try_from(bytes.end - bytes.start).unwrap_or(0);
+        let found_crc = crc32c::crc32c(bin.bytes(bytes.start, num_bytes, buffer)?);
+        Ok((found_crc != expected_crc).then(|| DamagedBlock {
             block: block as u64,
             documents: index.documents_at(&bytes),
             bytes,
             expected_crc,
             found_crc,
-        })
+        }))
     }
 }
 
@@ -157,13 +163,14 @@ impl Touched {
         &self,
         bytes: &Range<u64>,
         checksums: &Checksums,
-        bin: &[u8],
+        bin: &Bin,
         index: &Index,
         prefix: &Prefix,
     ) -> Result<()> {
         if self.num_unchecked.load(Ordering::Relaxed) == 0 {
             return Ok(());
         }
+        let mut buffer = Vec::new();
         for block in checksums.blocks_at(bytes) {
             let Some(is_sound) = self.is_sound.get(block) else {
                 continue;
@@ -172,7 +179,7 @@ impl Touched {
             if is_sound.load(Ordering::Relaxed) {
                 continue;
             }
-            if let Some(damaged) = checksums.check(block, bin, index) {
+            if let Some(damaged) = checksums.check(block, bin, index, &mut buffer)? {
                 return Err(Error::corrupt(&prefix.bin(), damaged.to_string()));
             }
             if !is_sound.swap(true, Ordering::Relaxed) {

@@ -11,12 +11,12 @@ use std::sync::Arc;
 
 use super::append::AppendFile;
 use super::blocks::{BlockSums, Mark};
-use super::contents::{Contents, Written, require_alike, sequence_length};
+use super::contents::{Contents, Written, check_references, require_alike, sequence_length};
 use super::header::Dtype;
 use super::joined::JoinedNotes;
 use super::journal::{Journal, Purpose};
 use super::map::Tokens;
-use super::pair::{write_index, write_sidecar};
+use super::pair::{write_index, write_references, write_sidecar};
 use super::prefix::Prefix;
 use super::publish::Staging;
 use super::reader::IndexedDataset;
@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 use crate::vfs::{Disk, Vfs};
 
 /// Ids encoded before the buffer may be written out.
-const CHUNK_TOKENS: usize = 1 << 18;
+const CHUNK_TOKENS: usize = 1 << 16;
 /// Bytes of ids after which a journaled writer acknowledges what it has.
 const RECORD_BYTES: u64 = 64 << 20;
 
@@ -164,10 +164,23 @@ impl DatasetWriter {
     ///
     /// Ids are of the dataset's dtype, or `int64` in range of it; [`Error::TokenOutOfRange`] else.
     pub fn add_sequence(&mut self, tokens: Tokens<'_>, mode: u8) -> Result<()> {
+        self.add_referring_sequence(tokens, mode, None)
+    }
+
+    /// The same with a media reference, which needs [`super::MEDIA_BIT`] in the mode.
+    pub fn add_referring_sequence(
+        &mut self,
+        tokens: Tokens<'_>,
+        mode: u8,
+        reference: Option<&str>,
+    ) -> Result<()> {
         let length = sequence_length(tokens.len())?;
         self.contents
             .check(tokens, &[length], &[1], Some(&[mode]))?;
+        let reference = reference.map(|text| (0, text));
+        check_references(&[mode], reference.as_slice())?;
         self.append(tokens)?;
+        self.contents.push_references(reference.into_iter());
         self.contents.push_sequences(&[length], Some(&[mode]));
         Ok(())
     }
@@ -188,12 +201,27 @@ impl DatasetWriter {
         sequences_per_document: &[u64],
         modes: Option<&[u8]>,
     ) -> Result<()> {
+        self.add_referring_documents(tokens, lengths, sequences_per_document, modes, &[])
+    }
+
+    /// The same with media references: each with the place of its sequence among those of this call,
+    /// which needs [`super::MEDIA_BIT`] in its mode.
+    pub fn add_referring_documents(
+        &mut self,
+        tokens: Tokens<'_>,
+        lengths: &[u32],
+        sequences_per_document: &[u64],
+        modes: Option<&[u8]>,
+        references: &[(u64, &str)],
+    ) -> Result<()> {
         self.contents
             .check(tokens, lengths, sequences_per_document, modes)?;
+        check_references(modes.unwrap_or_default(), references)?;
         if sequences_per_document.is_empty() {
             return Ok(());
         }
         self.append(tokens)?;
+        self.contents.push_references(references.iter().copied());
         self.contents
             .push_documents(lengths, sequences_per_document, modes);
         self.documents_end = self.bin.digest().mark();
@@ -210,7 +238,7 @@ impl DatasetWriter {
         self.record_if_due()?;
         self.joined.add(dataset)?;
         self.bin
-            .push_file(&dataset.prefix().bin(), &dataset.block_sums())?;
+            .push_file(&dataset.prefix().bin(), &*dataset.block_sums()?)?;
         self.contents.push_dataset(dataset);
         self.documents_end = self.bin.digest().mark();
         Ok(())
@@ -250,14 +278,10 @@ impl DatasetWriter {
         let written = self.written();
         let header = self.contents.header();
         let sums = self.bin.finish()?;
-        let index = write_index(
-            self.staging.vfs(),
-            &self.staging.prefix().new_idx(),
-            &header,
-            || self.contents.lengths().iter().copied(),
-            std::iter::once(0).chain(self.contents.document_ends().iter().copied()),
-            self.contents.modes().iter().copied(),
-        )?;
+        let path = self.staging.prefix().new_idx();
+        let index = write_index(self.staging.vfs(), &path, &self.contents)?;
+        let references = self.contents.references();
+        write_references(&self.staging, &index, || references.iter_from(0))?;
         self.joined.finish(&mut self.notes);
         write_sidecar(&self.staging, &header, written, &index, sums, self.notes)?;
         self.staging.publish()?;

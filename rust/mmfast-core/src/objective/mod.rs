@@ -1,7 +1,7 @@
 //! What the model sees of a document: the tokens in training order, their inputs and their weights.
 //!
 //! Next-token training leaves the order alone; CM3 moves spans to the end ([`Cm3`]). Both weigh ids of
-//! "no loss" sequences 0 and may replace image ids in the input ([`ImageNoise`]).
+//! "no loss" sequences and placeholders for media 0 and may replace image ids in the input ([`ImageNoise`]).
 //!
 //! How many spans a document gets is drawn from the lengths and modes of its sequences alone
 //! ([`Objective::num_spans_at_most`]), so that rows can be planned without reading an id. What is read
@@ -16,6 +16,7 @@ pub use cm3::{Cm3, SpanCount, restore};
 pub use noise::ImageNoise;
 pub use spans::Span;
 
+use crate::indexed::MEDIA_BIT;
 use crate::random::{DocumentDraws, DocumentKey, Generator, Purpose};
 
 /// Bits of a mode that hold the modality.
@@ -34,9 +35,14 @@ pub fn modality(mode: u8) -> u8 {
     mode & MODALITY_BITS
 }
 
-/// Whether ids of this mode are context or prompt and carry no loss.
+/// Whether ids of this mode carry no loss: they are context, prompt, or placeholders for media.
 pub fn is_no_loss(mode: u8) -> bool {
-    mode & NO_LOSS_BIT != 0
+    mode & (NO_LOSS_BIT | MEDIA_BIT) != 0
+}
+
+/// Whether ids of this mode are placeholders for media.
+pub fn is_media(mode: u8) -> bool {
+    mode & MEDIA_BIT != 0
 }
 
 /// Weight of ids of this mode as targets.
@@ -46,7 +52,7 @@ pub(crate) fn weight(mode: u8) -> f32 {
 
 /// Whether a sequence of this mode must never be cut.
 pub fn is_atomic(mode: u8) -> bool {
-    matches!(modality(mode), IMAGE | VIDEO)
+    matches!(modality(mode), IMAGE | VIDEO) || is_media(mode)
 }
 
 /// Length and mode of a sequence: all that planning knows of it.
@@ -92,6 +98,9 @@ impl Transformed {
 pub(crate) trait TokenSink {
     /// Appends a run of tokens of one modality and weight; returns where they lie as inputs.
     fn append(&mut self, ids: &[i64], modality: u8, weight: f32) -> &mut [i64];
+
+    /// Says that the next run is all the placeholders of a sequence, this many.
+    fn begin_media(&mut self, _num_ids: usize) {}
 }
 
 impl TokenSink for Transformed {
@@ -124,6 +133,10 @@ impl Original<'_> {
                 continue;
             }
             let run = self.ids.get(from..to).unwrap_or_default();
+            if is_media(*mode) {
+                // Spans and cuts leave such a sequence whole.
+                sink.begin_media(run.len());
+            }
             let inputs = sink.append(run, modality(*mode), weight(*mode));
             if let Some((noise, draws)) = &self.noise
                 && modality(*mode) == IMAGE

@@ -228,6 +228,108 @@ fn sample_index(
     Ok(rows)
 }
 
+/// A sample's place in the shuffled row of sequences: (place, offset in its sequence) of its first id, and
+/// of the first id of the sample behind it.
+pub type SampleBounds = [(i32, i32); 2];
+
+/// Writes samples as `GPTDataset` gives them, `sequence_length` each: ids, the ids that follow, and 1 where
+/// there is one. Where a sample is short the rest is 0. `num_extra` ids behind a sample belong to it too.
+/// `sequence_of` says which sequence of the source a number of the document index stands for.
+pub fn read_samples(
+    source: &dyn DocumentSource,
+    sequence_of: impl Fn(u64) -> Result<u64>,
+    document_index: &[i32],
+    samples: impl IntoIterator<Item = SampleBounds>,
+    num_extra: u32,
+    rows: SampleRows<'_>,
+) -> Result<()> {
+    let SampleRows {
+        length,
+        tokens,
+        labels,
+        loss_mask,
+    } = rows;
+    let mut ids = vec![0; length + num_extra as usize];
+    let rows = tokens
+        .chunks_exact_mut(length)
+        .zip(labels.chunks_exact_mut(length))
+        .zip(loss_mask.chunks_exact_mut(length));
+    for (bounds, ((tokens, labels), loss_mask)) in samples.into_iter().zip(rows) {
+        let num_ids = read_sample(
+            source,
+            &sequence_of,
+            document_index,
+            bounds,
+            num_extra,
+            &mut ids,
+        )?;
+        let ids = ids.get(..num_ids).unwrap_or_default();
+        write_padded(tokens, ids, 0);
+        let following = ids.get(1..).unwrap_or_default();
+        write_padded(labels, following, 0);
+        let (has_label, has_none) = loss_mask.split_at_mut(following.len().min(length));
+        has_label.fill(1.0);
+        has_none.fill(0.0);
+    }
+    Ok(())
+}
+
+/// Where [`read_samples`] writes: arrays of as many rows as there are samples, `length` each.
+#[derive(Debug)]
+pub struct SampleRows<'a> {
+    /// Ids that the model sees of a sample, at least 1.
+    pub length: usize,
+    /// Ids.
+    pub tokens: &'a mut [i64],
+    /// The id that follows each.
+    pub labels: &'a mut [i64],
+    /// 1 where there is one.
+    pub loss_mask: &'a mut [f32],
+}
+
+/// Copies the first values that fit, and fills what is left.
+fn write_padded(row: &mut [i64], values: &[i64], padding: i64) {
+    let num_values = values.len().min(row.len());
+    let (written, rest) = row.split_at_mut(num_values);
+    written.copy_from_slice(values.get(..num_values).unwrap_or_default());
+    rest.fill(padding);
+}
+
+/// Copies the ids of a sample to the beginning of `out`; returns how many there are.
+fn read_sample(
+    source: &dyn DocumentSource,
+    sequence_of: &impl Fn(u64) -> Result<u64>,
+    document_index: &[i32],
+    bounds: SampleBounds,
+    num_extra: u32,
+    out: &mut [i64],
+) -> Result<usize> {
+    let malformed = || Error::argument(format!("no sample of this dataset lies at {bounds:?}"));
+    let [(first, first_offset), (last, last_offset)] = bounds;
+    let mut num_ids = 0;
+    for place in first..=last {
+        let sequence = usize::try_from(place)
+            .ok()
+            .and_then(|place| document_index.get(place))
+            .and_then(|sequence| u64::try_from(*sequence).ok());
+        let sequence = sequence_of(sequence.ok_or_else(malformed)?)?;
+        let length = source.sequence_length(sequence)?;
+        let start = if place == first { first_offset } else { 0 };
+        let start = u32::try_from(start).map_err(|_negative| malformed())?;
+        let end = if place == last {
+            let end = u32::try_from(last_offset).map_err(|_negative| malformed())?;
+            end.saturating_add(num_extra).min(length)
+        } else {
+            length
+        };
+        let next = num_ids + end.saturating_sub(start) as usize;
+        let run = out.get_mut(num_ids..next).ok_or_else(malformed)?;
+        source.read_into(sequence..sequence + 1, start.into(), run)?;
+        num_ids = next;
+    }
+    Ok(num_ids)
+}
+
 /// Refuses data with segments that a sample must not cut, and names the first.
 pub fn require_divisible(source: &dyn DocumentSource, sequences: Range<u64>) -> Result<()> {
     for sequence in sequences {

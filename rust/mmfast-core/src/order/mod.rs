@@ -10,7 +10,9 @@ mod megatron;
 
 pub use blend::{Blend, DryPoint, Share};
 pub use feistel::{ALGORITHM_VERSION, Permutation};
-pub use megatron::{MegatronConfig, MegatronIndices, require_divisible};
+pub use megatron::{
+    MegatronConfig, MegatronIndices, SampleBounds, SampleRows, read_samples, require_divisible,
+};
 
 use crate::error::Result;
 use crate::random::Purpose;

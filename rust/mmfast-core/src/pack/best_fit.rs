@@ -63,7 +63,11 @@ const NONE: u32 = u32::MAX;
 /// An item longer than the capacity is an [`Error::InvalidArgument`] that names it, and so are 2^32 - 1
 /// items or more. The result depends on nothing but the arguments.
 pub fn best_fit_decreasing(lengths: &[u32], capacity: u32) -> Result<Bins> {
-    if let Some((item, length)) = lengths.iter().enumerate().find(|(_, l)| **l > capacity) {
+    // A pass without an early exit is vectorised; the offender is looked for only if there is one.
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    if longest > capacity
+        && let Some((item, length)) = lengths.iter().enumerate().find(|(_, l)| **l > capacity)
+    {
         return Err(Error::argument(format!(
             "item {item} of length {length} does not fit a bin of {capacity}"
         )));
@@ -76,14 +80,14 @@ pub fn best_fit_decreasing(lengths: &[u32], capacity: u32) -> Result<Bins> {
     }
     let capacity = capacity as usize;
     let (order, counts) = longest_first(lengths, capacity);
-    let mut open = OpenBins::new(capacity);
+    let mut open = OpenBins::new(capacity, lengths.len());
     for (length, count) in counts.into_iter().enumerate().rev() {
-        let mut rest = count;
+        let mut rest = count as usize;
         while rest > 0 {
             rest -= open.place(length, rest);
         }
     }
-    Ok(grouped(&order, &open.bin_of_rank, open.next.len()))
+    Ok(grouped(&order, &open.bin_of_rank, open.num_bins as usize))
 }
 
 /// Bins in queues by the space they have left, a bin that has waited longer before one that has less.
@@ -92,25 +96,39 @@ struct OpenBins {
     capacity: usize,
     /// Spaces whose queue is not empty.
     spaces: SpaceSet,
-    /// First and last bin of each queue, linked through `next`.
-    queues: Vec<(u32, u32)>,
+    queues: Vec<Queue>,
+    /// The bin behind each in its queue; one more entry at the end belongs to no bin.
     next: Vec<u32>,
+    num_bins: u32,
     /// The bin of each item, in the order in which items are placed.
     bin_of_rank: Vec<u32>,
 }
+
+/// First and last bin of a queue, linked through [`OpenBins::next`]; [`NONE`] if it is empty.
+#[derive(Debug, Clone, Copy)]
+struct Queue {
+    first: u32,
+    last: u32,
+}
+
+const EMPTY: Queue = Queue {
+    first: NONE,
+    last: NONE,
+};
 
 #[expect(
     clippy::indexing_slicing,
     reason = "every index is a bin that was opened or a space up to the capacity"
 )]
 impl OpenBins {
-    fn new(capacity: usize) -> Self {
+    fn new(capacity: usize, num_items: usize) -> Self {
         Self {
             capacity,
             spaces: SpaceSet::new(capacity),
-            queues: vec![(NONE, NONE); capacity + 1],
-            next: Vec::new(),
-            bin_of_rank: Vec::new(),
+            queues: vec![EMPTY; capacity + 1],
+            next: vec![NONE; num_items + 1],
+            num_bins: 0,
+            bin_of_rank: Vec::with_capacity(num_items),
         }
     }
 
@@ -119,52 +137,93 @@ impl OpenBins {
     /// As long as an item leaves too little room for another of its length, the items after it find
     /// the same queue, and take its bins one after another: a piece of the queue moves as it is.
     fn place(&mut self, length: usize, count: usize) -> usize {
-        let found = self.spaces.successor(length);
-        let space = found.unwrap_or(self.capacity);
-        let left = space - length;
-        let most = if left < length { count } else { 1 };
-        let (first, last, num_placed) = match found {
-            Some(_) => self.take(space, most),
-            None => self.open(most),
+        let Some(space) = self.spaces.successor(length) else {
+            let most = if self.capacity - length < length {
+                count
+            } else {
+                1
+            };
+            let (piece, num_placed) = self.open(most);
+            self.append(self.capacity - length, piece);
+            return num_placed;
         };
-        let (queue_first, queue_last) = self.queues[left];
-        if queue_first == NONE {
-            self.queues[left] = (first, last);
-            self.spaces.insert(left);
-        } else {
-            self.next[queue_last as usize] = first;
-            self.queues[left] = (queue_first, last);
+        let left = space - length;
+        let Queue { first, last } = self.queues[space];
+        if left < length && count > 1 && first != last {
+            let (piece, num_placed) = self.take(space, count);
+            self.append(left, piece);
+            return num_placed;
         }
-        num_placed
+        // One bin moves. Whether it was the last of its queue is as good as random, so it is no branch.
+        self.bin_of_rank.push(first);
+        let rest = Queue {
+            first: self.next[first as usize],
+            last,
+        };
+        let is_emptied = first == last;
+        self.queues[space] = if is_emptied { EMPTY } else { rest };
+        self.spaces.remove_if(space, is_emptied);
+        self.append(left, Queue { first, last: first });
+        1
+    }
+
+    /// Puts a piece of a queue at the end of another.
+    fn append(&mut self, space: usize, piece: Queue) {
+        let queue = self.queues[space];
+        let nobody = self.next.len() - 1;
+        let was_empty = queue.first == NONE;
+        let end = if was_empty {
+            nobody
+        } else {
+            queue.last as usize
+        };
+        self.next[end] = piece.first;
+        let first = if was_empty { piece.first } else { queue.first };
+        self.queues[space] = Queue {
+            first,
+            last: piece.last,
+        };
+        self.spaces.insert(space);
     }
 
     /// Puts an item into each of the first bins of a queue, at most `most`, and takes them out of it.
-    fn take(&mut self, space: usize, most: usize) -> (u32, u32, usize) {
-        let (first, queue_last) = self.queues[space];
-        let (mut last, mut num_placed) = (first, 1);
-        self.bin_of_rank.push(first);
-        while last != queue_last && num_placed < most {
+    fn take(&mut self, space: usize, most: usize) -> (Queue, usize) {
+        let queue = self.queues[space];
+        let (mut last, mut num_placed) = (queue.first, 1);
+        self.bin_of_rank.push(last);
+        while last != queue.last && num_placed < most {
             last = self.next[last as usize];
             self.bin_of_rank.push(last);
             num_placed += 1;
         }
-        if last == queue_last {
-            self.queues[space] = (NONE, NONE);
-            self.spaces.remove(space);
-        } else {
-            self.queues[space] = (self.next[last as usize], queue_last);
-        }
-        (first, last, num_placed)
+        let is_emptied = last == queue.last;
+        let rest = Queue {
+            first: self.next[last as usize],
+            last: queue.last,
+        };
+        self.queues[space] = if is_emptied { EMPTY } else { rest };
+        self.spaces.remove_if(space, is_emptied);
+        let piece = Queue {
+            first: queue.first,
+            last,
+        };
+        (piece, num_placed)
     }
 
     /// Opens bins with an item each, linked in a row.
-    fn open(&mut self, num_bins: usize) -> (u32, u32, usize) {
+    fn open(&mut self, num_bins: usize) -> (Queue, usize) {
+        let first = self.num_bins;
         // There are fewer bins than items, whose number fits.
-        let first = u32::try_from(self.next.len()).unwrap_or(NONE);
-        let opened = (first..).take(num_bins);
-        self.bin_of_rank.extend(opened.clone());
-        self.next.extend(opened.clone().map(|bin| bin + 1));
-        (first, opened.last().unwrap_or(first), num_bins)
+        self.num_bins += u32::try_from(num_bins).unwrap_or(NONE);
+        for bin in first..self.num_bins {
+            self.bin_of_rank.push(bin);
+            self.next[bin as usize] = bin + 1;
+        }
+        let piece = Queue {
+            first,
+            last: self.num_bins - 1,
+        };
+        (piece, num_bins)
     }
 }
 
@@ -173,12 +232,12 @@ impl OpenBins {
     clippy::indexing_slicing,
     reason = "lengths are at most the capacity, starts count all items"
 )]
-fn longest_first(lengths: &[u32], capacity: usize) -> (Vec<u32>, Vec<usize>) {
-    let mut counts = vec![0usize; capacity + 1];
+fn longest_first(lengths: &[u32], capacity: usize) -> (Vec<u32>, Vec<u32>) {
+    let mut counts = vec![0u32; capacity + 1];
     for length in lengths {
         counts[*length as usize] += 1;
     }
-    let mut starts = vec![0usize; capacity + 1];
+    let mut starts = vec![0u32; capacity + 1];
     let mut start = 0;
     for length in (0..=capacity).rev() {
         starts[length] = start;
@@ -187,7 +246,7 @@ fn longest_first(lengths: &[u32], capacity: usize) -> (Vec<u32>, Vec<usize>) {
     let mut order = vec![0; lengths.len()];
     for (item, length) in (0u32..).zip(lengths) {
         let start = &mut starts[*length as usize];
-        order[*start] = item;
+        order[*start as usize] = item;
         *start += 1;
     }
     (order, counts)

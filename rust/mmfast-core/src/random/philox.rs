@@ -48,6 +48,8 @@ pub enum Purpose {
     Spans = 4,
     /// Image ids replaced in the input.
     ImageNoise = 5,
+    /// Which documents go into which part of a dataset that is split.
+    Split = 6,
 }
 
 /// All draws of one purpose under one seed.

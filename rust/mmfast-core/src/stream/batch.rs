@@ -1,6 +1,7 @@
 //! One rank's part of a global batch: its memory, and what the memory holds.
 
 use crate::stream::Cursor;
+use crate::stream::row::{RowFacts, RowMedia};
 use crate::stream::window::PlanCounts;
 
 /// Label of positions that predict nothing: a document's last token, and padding.
@@ -33,6 +34,8 @@ pub struct BatchFacts {
     pub num_tokens: u64,
     /// Documents, or pieces of split ones.
     pub num_documents: u64,
+    /// Placeholders for media, with their rows.
+    pub media: Vec<(usize, RowMedia)>,
     /// The stream's position after the whole global batch.
     pub cursor: Cursor,
     /// What became of the documents of all windows begun since the stream was started or continued.
@@ -50,10 +53,17 @@ impl BatchFacts {
         }
     }
 
-    /// Adds the next row: where its documents end, and the sum of its weights.
-    pub(crate) fn add_row(&mut self, ends: &[i32], weight_sum: f64) {
+    /// Adds a row, the one after the last.
+    pub(crate) fn add_row(&mut self, row: usize, filled: RowFacts) {
+        let RowFacts {
+            ends,
+            weight_sum,
+            media,
+        } = filled;
+        self.media
+            .extend(media.into_iter().map(|media| (row, media)));
         let start = self.cu_seqlens.last().copied().unwrap_or(0);
-        for end in ends {
+        for end in &ends {
             self.end_stretch(start + end);
         }
         self.num_documents += ends.len() as u64;

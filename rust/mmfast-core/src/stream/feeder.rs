@@ -101,7 +101,7 @@ impl Feeder {
         self.rows.look_up(&stream, items)?;
         for (row, arrays) in arrays.rows(row_tokens).enumerate() {
             let filled = self.rows.fill(&stream, row, arrays)?;
-            facts.add_row(&filled.ends, filled.weight_sum);
+            facts.add_row(row, filled);
         }
         facts.cursor = self.cursor;
         facts.counts = self.counts;

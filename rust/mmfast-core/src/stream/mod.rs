@@ -20,6 +20,8 @@ mod state;
 mod window;
 
 #[cfg(test)]
+mod packing_tests;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
@@ -32,6 +34,7 @@ pub use batch::{Batch, BatchFacts, IGNORED_LABEL};
 pub use feeder::Feeder;
 pub use packing::{Groups, Packing};
 pub use prefetch::{Poll, Prefetcher};
+pub use row::RowMedia;
 pub use state::{Cursor, STATE_VERSION, State};
 pub use window::{PlanCounts, WindowPlan};
 

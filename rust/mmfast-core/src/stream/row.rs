@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::lanes::{are_below, count_up, fill};
-use crate::objective::{Sequence, TokenSink, modality, total_length, weight};
+use crate::objective::{Sequence, TokenSink, is_media, modality, total_length, weight};
 use crate::stream::arrays::BatchArrays;
 use crate::stream::batch::IGNORED_LABEL;
 use crate::stream::lookup::Lookup;
@@ -18,6 +18,18 @@ pub(crate) struct RowFacts {
     /// Where documents end in the row.
     pub(crate) ends: Vec<i32>,
     pub(crate) weight_sum: f64,
+    pub(crate) media: Vec<RowMedia>,
+}
+
+/// Placeholders in a row, and what they stand for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowMedia {
+    /// Where the first placeholder lies in the row.
+    pub start: usize,
+    /// How many there are.
+    pub num_ids: usize,
+    /// What they stand for.
+    pub reference: String,
 }
 
 /// Writes the documents of a row.
@@ -27,6 +39,8 @@ struct RowWriter<'a> {
     start: usize,
     end: usize,
     weight_sum: f64,
+    /// Start and number of the current document's placeholders for media.
+    media: Vec<(usize, usize)>,
 }
 
 #[expect(
@@ -58,6 +72,9 @@ impl RowWriter<'_> {
         let start = self.start;
         for Sequence { length, mode } in sequences {
             if *length > 0 {
+                if is_media(*mode) {
+                    self.begin_media(*length as usize);
+                }
                 self.finish_run(*length as usize, modality(*mode), weight(*mode));
             }
         }
@@ -106,6 +123,10 @@ impl TokenSink for RowWriter<'_> {
         self.finish_run(ids.len(), modality, weight);
         &mut self.arrays.input_ids[start..end]
     }
+
+    fn begin_media(&mut self, num_ids: usize) {
+        self.media.push((self.end, num_ids));
+    }
 }
 
 /// The items of some rows, with what the index says of them; used again for other rows.
@@ -149,15 +170,20 @@ impl Rows {
             start: 0,
             end: 0,
             weight_sum: 0.0,
+            media: Vec::new(),
         };
         let last = self.ends.last().copied().unwrap_or(0);
         let before = row.checked_sub(1).and_then(|row| self.ends.get(row));
         let start = before.copied().unwrap_or(if row == 0 { 0 } else { last });
         let end = self.ends.get(row).copied().unwrap_or(last);
         let mut ends = Vec::with_capacity(end - start);
+        let mut media = Vec::new();
         for (number, index) in (1..).zip(start..end) {
             self.write(stream, index, &mut writer)?;
             writer.end_document(number);
+            if !writer.media.is_empty() {
+                self.name_media(stream, index, &mut writer.media, &mut media)?;
+            }
             self.announce(stream, index + 1, 3)?;
             ends.push(i32::try_from(writer.end).unwrap_or(i32::MAX));
         }
@@ -165,6 +191,7 @@ impl Rows {
         Ok(RowFacts {
             ends,
             weight_sum: writer.weight_sum,
+            media,
         })
     }
 
@@ -176,6 +203,44 @@ impl Rows {
             let num_ids = item.length.div_ceil(4);
             let start = item.start + quarter * u64::from(num_ids);
             documents.will_read(self.lookup.range(next), start, num_ids as usize);
+        }
+        Ok(())
+    }
+
+    /// Finds out what an item's placeholders stand for. They keep their order whatever the objective does.
+    fn name_media(
+        &self,
+        stream: &Stream,
+        index: usize,
+        places: &mut Vec<(usize, usize)>,
+        media: &mut Vec<RowMedia>,
+    ) -> Result<()> {
+        let Some(item) = self.items.get(index) else {
+            return Ok(());
+        };
+        let source = stream.source(item.key.source())?;
+        let mut offset = 0;
+        let (start, end) = (item.start, item.start + u64::from(item.length));
+        let numbers = self.lookup.range(index).zip(self.lookup.sequences(index));
+        let inside = numbers.filter(|(_, Sequence { length, mode })| {
+            let first = offset;
+            offset += u64::from(*length);
+            is_media(*mode) && *length > 0 && (start..end).contains(&first)
+        });
+        for ((sequence, _), (start, num_ids)) in inside.zip(places.drain(..)) {
+            let reference = source.documents.media(sequence)?.ok_or_else(|| {
+                Error::argument(format!(
+                    "document {} of {} has placeholders for media, but nothing says what they stand for; \
+                     is its .media file missing?",
+                    item.key.document(),
+                    source.name
+                ))
+            })?;
+            media.push(RowMedia {
+                start,
+                num_ids,
+                reference,
+            });
         }
         Ok(())
     }

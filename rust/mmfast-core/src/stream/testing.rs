@@ -9,7 +9,7 @@ use crate::objective::{Cm3, Sequence, SpanCount};
 use crate::random::{Chance, Generator, PoissonTable, Purpose, below};
 
 /// A document source that holds everything in memory.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Memory {
     sequences: Vec<(Vec<i64>, u8)>,
     /// First sequence of each document, and the end.
@@ -38,7 +38,7 @@ impl Memory {
         found.ok_or(Error::IndexOutOfRange {
             what: "sequence",
             index: i64::try_from(index).unwrap(),
-            len: self.num_sequences(),
+            len: self.sequences.len() as u64,
         })
     }
 }
@@ -46,9 +46,6 @@ impl Memory {
 impl DocumentSource for Memory {
     fn num_documents(&self) -> u64 {
         self.documents.len() as u64 - 1
-    }
-    fn num_sequences(&self) -> u64 {
-        self.sequences.len() as u64
     }
     fn document_sequences(&self, document: u64) -> Result<Range<u64>> {
         assert!(!self.panics, "a panic on purpose");
@@ -120,6 +117,10 @@ pub(super) fn config() -> StreamConfig {
 }
 
 pub(super) fn cm3() -> Objective {
+    Objective::cm3(masking(), None)
+}
+
+pub(super) fn masking() -> Cm3 {
     let masking = Cm3 {
         count: SpanCount::Poisson(PoissonTable::new("span_rate", 1.0).unwrap()),
         min_spans: 0,
@@ -131,7 +132,7 @@ pub(super) fn cm3() -> Objective {
         eoss: 7,
         separators: vec![EOS, BREAK],
     };
-    Objective::cm3(masking.checked().unwrap(), None)
+    masking.checked().unwrap()
 }
 
 pub(super) fn source(documents: Memory, max_epochs: Option<u64>) -> StreamSource {

@@ -41,6 +41,25 @@ impl File {
         same_file(&self.inner, &self.path).map_err(|e| Error::io("inspect", &self.path, e))
     }
 
+    /// Device and number of the file: those of no other file while this one is there.
+    pub(crate) fn identity(&self) -> Result<(u64, u64)> {
+        let metadata = self.inner.metadata();
+        let metadata = metadata.map_err(|e| Error::io("inspect", &self.path, e))?;
+        Ok((metadata.dev(), metadata.ino()))
+    }
+
+    /// Major and minor number of the device that it lies on.
+    pub(super) fn device(&self) -> Result<(u64, u64)> {
+        let metadata = self.inner.metadata();
+        let device = metadata
+            .map_err(|e| Error::io("inspect", &self.path, e))?
+            .dev();
+        // As Linux packs them (makedev(3)).
+        let major = ((device >> 8) & 0xfff) | ((device >> 32) & !0xfff);
+        let minor = (device & 0xff) | ((device >> 12) & !0xff);
+        Ok((major, minor))
+    }
+
     /// The operating system's handle, for mapping.
     pub(crate) fn handle(&self) -> &fs::File {
         &self.inner

@@ -6,12 +6,14 @@
 
 mod disk;
 pub mod faults;
+mod mounts;
 pub mod power;
 
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 
 pub use disk::{Disk, File, Lock};
+pub use mounts::{file_system_kind, is_network_kind};
 
 use crate::error::Result;
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mmfast_core::indexed::{
-    DatasetWriter, DocumentSource, Dtype, IndexedDataset, Notes, Prefix, Tokens, Verify, merge_on,
+    DatasetWriter, Dtype, IndexedDataset, Notes, Prefix, Tokens, Verify, merge_on,
 };
 use mmfast_core::vfs::{Disk, Vfs};
 use mmfast_core::{Error, Result};

@@ -5,11 +5,12 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
 
 use mmfast_core::Error;
 use mmfast_core::indexed::{
-    DatasetWriter, DocumentSource, Dtype, Gather, IndexedDataset, Notes, Prefix, Tokens, Verify,
-    scan,
+    Access, DatasetView, DatasetWriter, DocumentSource, Dtype, Gather, IndexedDataset, Notes,
+    Prefix, Tokens, Verify, scan,
 };
 use mmfast_core::vfs::{Disk, Vfs};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
@@ -118,7 +119,7 @@ fn mutate(bytes: &mut Vec<u8>, draws: &mut Draws) {
 }
 
 /// Asks an accepted dataset for everything; what it answers lies within what it said it holds.
-fn read_everything(dataset: &IndexedDataset, is_checked: bool) -> Result<(), Error> {
+fn read_everything(dataset: &Arc<IndexedDataset>, is_checked: bool) -> Result<(), Error> {
     let num_sequences = dataset.num_sequences();
     let mut next = 0;
     for document in 0..dataset.num_documents() {
@@ -143,7 +144,8 @@ fn read_everything(dataset: &IndexedDataset, is_checked: bool) -> Result<(), Err
         "{next} of {num_sequences}"
     );
     let documents: Vec<_> = (0..dataset.num_documents()).collect();
-    let gathered = Gather::documents(dataset, documents.into_iter().map(Ok))?;
+    let view = DatasetView::of(Arc::clone(dataset))?;
+    let gathered = Gather::documents(&view, documents.into_iter().map(Ok))?;
     assert!(!is_checked || gathered.num_tokens() as u64 == dataset.num_tokens());
     dataset.fingerprint();
     if dataset.dtype().id_range().is_some() {
@@ -217,12 +219,14 @@ fn for_each_shape(
 #[test]
 fn a_mutated_index_is_refused_or_read_within_its_bounds() {
     let num_attempts = figures::scaled(100_000, 5_000_000);
+    let disk: Arc<dyn Vfs> = Arc::new(Disk);
     let num_accepted = for_each_shape(&SHAPES[..3], num_attempts, |_, at, attempts| {
         Disk.remove(&at.sidecar()).unwrap();
         let unchanged = |_: &mut Vec<u8>, _: &mut Draws| ();
         attempt_all(&at.idx(), attempts, unchanged, |draws| {
             let level = draws.one_of(&[Verify::None, Verify::Index, Verify::Index]);
-            let dataset = IndexedDataset::open_on(&Disk, at, level)?;
+            let access = draws.one_of(&[Access::Mmap, Access::Pread]);
+            let dataset = Arc::new(IndexedDataset::open_with(&disk, at, level, access)?);
             read_everything(&dataset, level == Verify::Index)
         })
     });

@@ -18,9 +18,9 @@ const REPAIRS_PER_CUT_REPAIR: u64 = 16;
 const SEVERAL_BLOCKS: usize = 1500;
 
 /// Runs a job on a disk whose record is then cut at every point, and the same with some of the
-/// repairs. The job meets a fault at the given call as well. Returns how many states were checked, and
-/// whether there was such a call.
-fn cut_everywhere(job: &Job, fault: Fault, call: u64) -> (u64, bool) {
+/// repairs; `limit` is for [`Recording::visit`]. The job meets a fault at the given call as well. Returns
+/// how many states were checked, and whether there was such a call.
+fn cut_everywhere(job: &Job, limit: u64, fault: Fault, call: u64) -> (u64, bool) {
     let before = folder();
     let at = Prefix::new(before.path().join("a")).unwrap();
     (job.prepare)(&at);
@@ -34,7 +34,7 @@ fn cut_everywhere(job: &Job, fault: Fault, call: u64) -> (u64, bool) {
     let done = (job.run)(vfs, &at, &|count| disk.acknowledge(count));
     assert!(faulty.has_fired() || done.is_ok(), "{}: {done:?}", job.name);
 
-    let limit = usize::try_from(figures::scaled(32, 256)).unwrap();
+    let limit = usize::try_from(limit).unwrap();
     let mut num_states = 0;
     let mut num_repair_states = 0;
     let (after, later) = (folder(), folder());
@@ -69,9 +69,10 @@ fn require_sound(
 #[test]
 fn whenever_the_power_is_cut_the_old_or_the_new_dataset_is_there() {
     let mut num_states = 0;
+    let limit = figures::scaled(32, 256);
     for repeat in [1, SEVERAL_BLOCKS] {
         for job in jobs::all(repeat) {
-            num_states += cut_everywhere(&job, Fault::Error, u64::MAX).0;
+            num_states += cut_everywhere(&job, limit, Fault::Error, u64::MAX).0;
         }
     }
     assert!(num_states > 300, "{num_states}");
@@ -85,7 +86,7 @@ fn a_power_cut_after_a_failed_write_leaves_the_old_or_the_new_dataset() {
     let step = usize::try_from(figures::scaled(9, 1)).unwrap();
     for job in jobs::all(1) {
         for call in (1..).step_by(step) {
-            let (found, has_fired) = cut_everywhere(&job, Fault::ShortWrite, call);
+            let (found, has_fired) = cut_everywhere(&job, 32, Fault::ShortWrite, call);
             num_states += found;
             if !has_fired {
                 break;
