@@ -8,7 +8,14 @@ from typing import Any, Literal
 import torch
 
 from mmfast.sampling.params import SamplingParams
-from mmfast.sampling.sampler import Allowed, Backend, SampleOutput, sample, sample_prepared
+from mmfast.sampling.sampler import (
+    Allowed,
+    Backend,
+    SampleOutput,
+    row_integers,
+    sample,
+    sample_prepared,
+)
 
 Pairs = Literal["halves", "alternating"]
 
@@ -142,9 +149,8 @@ def multinomial(
 
 
 def _rows_of(seeds: int | torch.Tensor, num_rows: int, device: torch.device) -> torch.Tensor:
-    if isinstance(seeds, int):
-        signed = seeds - (1 << 64) if seeds >= 1 << 63 else seeds
-        return torch.full((num_rows,), signed, dtype=torch.int64, device=device)
-    if seeds.shape != (num_rows,):
-        raise ValueError(f"{num_rows} requests need as many seeds, found {tuple(seeds.shape)}")
-    return seeds.to(device=device, dtype=torch.int64)
+    if isinstance(seeds, torch.Tensor):
+        if seeds.shape != (num_rows,):
+            raise ValueError(f"{num_rows} requests need as many seeds, found {tuple(seeds.shape)}")
+        seeds = seeds.to(torch.int64)
+    return row_integers(seeds, num_rows, "seeds", device)

@@ -108,8 +108,8 @@ def sample(
         logits,
         uncond,
         params=params,
-        seeds=_row_integers(seeds, num_rows, "seeds", logits.device),
-        steps=_row_integers(steps, num_rows, "steps", logits.device),
+        seeds=row_integers(seeds, num_rows, "seeds", logits.device),
+        steps=row_integers(steps, num_rows, "steps", logits.device),
         streams=streams,
         allowed=allowed,
         backend=backend,
@@ -247,9 +247,10 @@ def _num_rows(logits: torch.Tensor) -> int:
     return logits.shape[0]
 
 
-def _row_integers(
+def row_integers(
     value: int | torch.Tensor, num_rows: int, name: str, device: torch.device
 ) -> torch.Tensor:
+    """[B] int64 of one number for all rows or a tensor [B]; `ValueError` for any other tensor."""
     if isinstance(value, int):
         # A seed may be given as an unsigned 64-bit number; the bits are what counts.
         value &= (1 << 64) - 1

@@ -251,7 +251,8 @@ impl DatasetWriter {
     pub fn flush(&mut self) -> Result<Written> {
         let Some(journal) = &mut self.journal else {
             return Err(Error::argument(
-                "only a writer with a journal can make documents durable before it has finished;                  create it with resume=True",
+                "only a writer with a journal can make documents durable before it has finished; \
+                 create it with resume=True",
             ));
         };
         if self.contents.whole() == journal.durable() {
@@ -338,7 +339,8 @@ fn recover_bin(staging: &Staging, sums: BlockSums) -> Result<AppendFile<BlockSum
         return Err(Error::corrupt(
             &path,
             format!(
-                "it is not there, but {} acknowledges {num_bytes} bytes in it; bring it back, or                  begin anew without resuming",
+                "it is not there, but {} acknowledges {num_bytes} bytes in it; bring it back, or \
+                 begin anew without resuming",
                 staging.prefix().journal().display()
             ),
         ));
