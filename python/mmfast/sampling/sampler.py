@@ -5,13 +5,12 @@ Shapes: B rows, V vocabulary ids, S conditional streams.
 
 import dataclasses
 import math
-import os
 from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 
-from mmfast.sampling import native, reference
+from mmfast.sampling import native, reference, triton
 from mmfast.sampling.params import Order, PerRow, SamplingParams, Ties
 from mmfast.sampling.reference import STATUS_EMPTY
 from mmfast.sampling.weights import EXPONENT_BITS, MAX_ALLOWED_IDS
@@ -151,7 +150,7 @@ def sample_prepared(
     base = None if uncond is None else uncond[:, low:high]
     match resolve_backend(backend, cut):
         case "triton":
-            drawn = _draw_triton(cut, base, params, support, seeds, steps)
+            drawn = triton.draw(cut, base, params, support, seeds, steps)
         case "rust":
             drawn = native.draw(cut, base, params, support, seeds, steps)
         case _:
@@ -184,7 +183,7 @@ def resolve_backend(
                 "what is asked here"
             )
         return "rust"
-    problem = _why_not_triton(conditions)
+    problem = triton.why_not(conditions)
     if backend == "triton":
         if problem is not None:
             raise ValueError(f"{problem}; backend='torch' does what is asked here")
@@ -194,48 +193,6 @@ def resolve_backend(
     from mmfast.kernels import triton_available
 
     return "triton" if problem is None and triton_available() else "torch"
-
-
-def _why_not_triton(conditions: Sequence[torch.Tensor]) -> str | None:
-    from mmfast.kernels import MAX_RANGE
-
-    width = conditions[0].shape[-1]
-    if len(conditions) > 1:
-        return "the Triton kernel mixes one conditional stream"
-    if width > MAX_RANGE:
-        return f"the Triton kernel reads at most {MAX_RANGE} allowed ids, not {width}"
-    if not (conditions[0].is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
-        return "the Triton kernel needs CUDA tensors (or TRITON_INTERPRET=1)"
-    return None
-
-
-def _draw_triton(
-    conditions: Sequence[torch.Tensor],
-    base: torch.Tensor | None,
-    params: SamplingParams,
-    support: torch.Tensor | None,
-    seeds: torch.Tensor,
-    steps: torch.Tensor,
-) -> reference.Draw:
-    from mmfast.kernels.sample_range import sample_range
-
-    return reference.Draw(
-        *sample_range(
-            conditions[0],
-            base,
-            support=support,
-            guidance=params.guidance[0],
-            bits_per_logit=params.bits_per_logit,
-            greedy=params.greedy,
-            top_k=params.top_k,
-            top_p=params.top_p,
-            min_p=params.min_p,
-            seeds=seeds,
-            steps=steps,
-            keep_ties=params.ties == "keep",
-            min_p_first=params.order == "vllm",
-        )
-    )
 
 
 def _num_rows(logits: torch.Tensor) -> int:
