@@ -1,4 +1,4 @@
-"""What the data plane promises in numbers, and which named peer stands for its group.
+"""What the data plane and the trainer promise in numbers, and which named peer stands for its group.
 
 Each target reads one value from a results file, by wall clock or by CPU time. `table.py` prints both
 beside the promise; no test asserts on any of them.
@@ -94,6 +94,11 @@ def more(group: str, contender: str, peer: str, name: str) -> Callable[[Results,
     return lambda results, _: results.fact(group, contender, name) - results.fact(group, peer, name)
 
 
+def of(group: str, contender: str, peer: str, name: str) -> Callable[[Results, Clock], float]:
+    """A noted number as a part of the peer's."""
+    return lambda results, _: results.fact(group, contender, name) / results.fact(group, peer, name)
+
+
 WRITE = "write, batch call"
 PER_DOCUMENT = "write, a call a document"
 MERGE = "merge, 8 parts of 55 MB"
@@ -107,6 +112,8 @@ PACK = "pack 2 M lengths, {}"
 PACK_SMALL = "pack 20,000 lengths, lognormal"
 PACK_WINDOW = "pack a window of 65,536 lengths, lognormal"
 RESUME = "resume, to the first batch of 32 x 4,096"
+LOSS = "loss, 4,096 tokens, width 1,536, 65,536 ids"
+LOSS_PEER = "torch matmul and cross_entropy"
 CORPORA = ("lognormal", "half a row", "captioned images")
 
 # The contender of each group that the others are compared with.
@@ -121,6 +128,7 @@ PEER_OF_GROUP = {
     READ_UNMAPPED: "megatron-core mmap=False, ds[i]",
     BATCHES: "megatron-core GPTDataset + collate",
     RESUME: "megatron-core GPTDataset, indices cached, new",
+    LOSS: LOSS_PEER,
     PACK_SMALL: "trl algorithm, all at once",
     **{PACK.format(corpus): "trl algorithm, all at once" for corpus in CORPORA},
 }
@@ -252,5 +260,17 @@ TARGETS = (
         "{:.1f} ms",
         milliseconds(RESUME, "mmfast Loader, packed, warm"),
         at_most=20,
+    ),
+    Target(
+        "loss, peak memory without the weights' gradient, of the plain path's",
+        "{:.3f}",
+        of(LOSS, "mmfast weighted_nll", LOSS_PEER, "peak_mib"),
+        at_most=1 / 6,
+    ),
+    Target(
+        "loss, speed of the plain path's",
+        "{:.2f} times",
+        times(LOSS, "mmfast weighted_nll", LOSS_PEER),
+        at_least=1 / 1.15,
     ),
 )
