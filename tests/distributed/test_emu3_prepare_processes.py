@@ -12,7 +12,9 @@ from mmfast.tokenizers import open_image
 from mmfast.tokenizers.emu3 import Emu3ImageTokenizer
 
 SCRIPT = """
+import os
 import signal
+import sys
 from mmfast.cli import run_verb
 from mmfast.recipes.emu3.documents import CoyoPreparation
 
