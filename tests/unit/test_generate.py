@@ -1,9 +1,11 @@
 """Model folders and the generate verb, on an untrained model: prompts, files, and clear refusals."""
 
+import dataclasses
 import json
 import shutil
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +17,18 @@ from typer.testing import CliRunner
 import mmfast
 from mmfast.cli.generate import app
 from mmfast.errors import CorruptDataError, MmfastError, UsageError, VocabularyMismatchError
-from mmfast.generate import Result, SamplingSettings
+from mmfast.generate import (
+    AllowedIds,
+    AnsweringTask,
+    Choice,
+    DrawingTask,
+    Forced,
+    ImageGrammar,
+    Request,
+    Result,
+    SamplingSettings,
+    TextGrammar,
+)
 from mmfast.generate.jobs import (
     JobSettings,
     _encoded_images,
@@ -25,7 +38,7 @@ from mmfast.generate.jobs import (
 from mmfast.registry import get_recipe
 from mmfast.tokenizers.fsq import FsqConfig, FsqImageTokenizer
 from mmfast.tokenizers.images import open_image
-from mmfast.vocab import Vocabulary
+from mmfast.vocab import CodeRange, Vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -65,21 +78,51 @@ def test_prompts_have_the_forms_of_cm3leon():
         10, roles=["eos", "pad", "break", "eoss", "mask_0"], codes=[("image", 8)]
     )
     eos, _, separator, eoss, mask = range(10, 15)
-    recipe = get_recipe("folder")
-    draw = recipe.text_to_image([1, 2], vocabulary=vocabulary, grid=(1, 2), seed=4)
+    recipe = get_recipe("folder").open_generation()
+    words = {"two": [1, 2], "blurry": [3]}
+    parts = SimpleNamespace(
+        folder=Path("model"),
+        vocabulary=vocabulary,
+        settings={"grid": [1, 2]},
+        text_tokenizer=SimpleNamespace(encode=words.__getitem__),
+    )
+    task = DrawingTask(prompt="two", guidance_scale=3.0, sampling=recipe.drawing_sampling, seed=4)
+    draw = recipe.drawing_request(task, parts)
     assert draw.streams == ((eos, 1, 2, separator), (eos, mask, separator))
     assert draw.guidance_weights == (3.0,)
     assert (draw.grammar.max_ids, draw.seed) == (2, 4)
-    plain = recipe.text_to_image([1], vocabulary=vocabulary, grid=(1, 2), guidance_scale=1.0)
-    assert plain.streams == ((eos, 1, separator),)
-    caption = recipe.image_to_text(np.array([[3, 0]]), vocabulary=vocabulary, max_ids=5)
+    assert draw.sampling["image"].top_p == 0.9
+    plain = recipe.drawing_request(dataclasses.replace(task, guidance_scale=1.0), parts)
+    assert plain.streams == ((eos, 1, 2, separator),)
+    away = recipe.drawing_request(dataclasses.replace(task, negative_prompt="blurry"), parts)
+    assert away.streams[1] == (eos, 3, separator)
+    with pytest.raises(UsageError, match="grids of 1x2 codes only"):
+        recipe.drawing_request(dataclasses.replace(task, ratio="16:9"), parts)
+    question = AnsweringTask(
+        codes=[[np.array([[3, 0]])]], max_ids=5, sampling=recipe.answering_sampling
+    )
+    caption = recipe.answering_request(question, parts)
     assert caption.streams == ((eos, mask, separator, 18, 15, eos, mask),)
     assert caption.sampling["text"].temperature == 0.0
     result = Result(ids=(3, 4, eoss), logprobs=(0.0,) * 3, finish="complete")
-    assert recipe.text_ids_from_result(result, vocabulary=vocabulary) == [3, 4]
-    result = Result(ids=(18, 15), logprobs=(0.0,) * 2, finish="complete")
-    codes = recipe.codes_from_result(result, vocabulary=vocabulary, grid=(2, 1))
-    assert codes.tolist() == [[3], [0]]
+    assert recipe.text_ids_from_result(result, parts) == [3, 4]
+    with pytest.raises(UsageError, match="takes no question"):
+        recipe.answering_request(dataclasses.replace(question, question="why?"), parts)
+
+
+def test_an_image_grammar_gives_back_the_grid_of_its_codes():
+    grammar = ImageGrammar(
+        2, 2, CodeRange(name="image", base=10, size=8), end_of_row=5, closing=(6, 7)
+    )
+    assert grammar.max_ids == 8
+    nexts = [grammar.next(n, None) for n in range(9)]
+    assert [n for n, each in enumerate(nexts) if isinstance(each, Choice)] == [0, 1, 3, 4]
+    assert [each.token for each in nexts if isinstance(each, Forced)] == [5, 5, 6, 7]
+    assert nexts[8] is None
+    assert grammar.codes_from_ids([11, 12, 5, 13, 17, 5, 6, 7])[0].tolist() == [[1, 2], [3, 7]]
+    assert grammar.codes_from_ids([11, 12, 5, 13])[0].tolist() == [[1, 2], [3, -1]]
+    with pytest.raises(ValueError, match="not in range `image`"):
+        grammar.codes_from_ids([11, 5])
 
 
 def test_drawing_gives_images_that_depend_on_seed_and_caption_only(model):
@@ -129,7 +172,7 @@ def model_grid_size(folder: Path) -> int:
 
 
 def test_a_job_that_fails_leaves_no_manifest(model, tmp_path, monkeypatch):
-    settings = JobSettings(sampling=SamplingSettings(), num_rows=2)
+    settings = JobSettings(sampling={"image": SamplingSettings()}, num_rows=2)
     generate_images(model, [{"prompt": "two"}], tmp_path, settings)
     assert (tmp_path / "manifest.jsonl").exists()
     saved = []
@@ -147,7 +190,7 @@ def test_a_job_that_fails_leaves_no_manifest(model, tmp_path, monkeypatch):
 
 
 def test_requests_are_all_checked_before_they_are_shared_out(model, tmp_path, monkeypatch):
-    settings = JobSettings(sampling=SamplingSettings(), num_rows=2)
+    settings = JobSettings(sampling={"image": SamplingSettings()}, num_rows=2)
     (tmp_path / "manifest.jsonl").write_text("an earlier run's\n")
 
     def too_late(*_):
@@ -164,7 +207,7 @@ def test_a_caption_request_is_called_by_the_number_of_its_record(copied_folder, 
     (scans / "0.png").write_bytes(b"not an image")
     config = json.loads((copied_folder / "config.json").read_text())
     (copied_folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 5}))
-    settings = JobSettings(sampling=SamplingSettings(), num_rows=2)
+    settings = JobSettings(sampling={"image": SamplingSettings()}, num_rows=2)
     model = mmfast.load(copied_folder, device="cpu")
     with pytest.raises(UsageError, match="request 1 does not fit"):
         generate_captions(model, scans, tmp_path / "captions.jsonl", settings)
@@ -298,8 +341,13 @@ def test_folders_that_are_no_models_are_refused(copied_folder, tmp_path):
     with pytest.raises(UsageError, match=r"no recipe\.json"):
         mmfast.load(copied_folder).draw(["a"])
     (copied_folder / "vocabulary.json").unlink()
+    plain = mmfast.load(copied_folder)
     with pytest.raises(UsageError, match=r"has no vocabulary\.json"):
-        mmfast.load(copied_folder)
+        _ = plain.vocabulary
+    grammar = TextGrammar(text=AllowedIds(((0, 50),)), stop_ids=(60,), max_ids=4)
+    assert len(plain.generate([Request(streams=((1, 2),), grammar=grammar)], num_rows=1)) == 1
+    with pytest.raises(UsageError, match="NeMo archive"):
+        mmfast.load(tmp_path / "model.nemo")
 
 
 def test_parts_that_do_not_belong_together_are_refused(copied_folder):

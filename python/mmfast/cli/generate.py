@@ -27,10 +27,15 @@ _SINGLE_THREAD_PARAMETERS = 20_000_000
 ModelOption = Annotated[
     Path, typer.Option("--model", help="Model folder, e.g. <training output>/model.")
 ]
-TemperatureHelp = "0 takes the likeliest id each time."
-TopKOption = Annotated[int, typer.Option(min=0, help="Keep the k likeliest ids; 0 keeps all.")]
+TemperatureOption = Annotated[
+    float | None, typer.Option(min=0.0, help="0 takes the likeliest id each time.")
+]
+TopKOption = Annotated[
+    int | None, typer.Option(min=0, help="Keep the k likeliest ids; 0 keeps all.")
+]
 TopPOption = Annotated[
-    float, typer.Option(min=0.0, help="Keep the likeliest ids that reach this mass; 1 keeps all.")
+    float | None,
+    typer.Option(min=0.0, help="Keep the likeliest ids that reach this mass; 1 keeps all."),
 ]
 SeedOption = Annotated[int, typer.Option(help="Item i uses seed + i.")]
 RowsOption = Annotated[
@@ -51,36 +56,45 @@ def images(
         Path | None, typer.Option(help='JSON lines {"prompt": "...", ...}; other fields are kept.')
     ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="One prompt; repeat for more.")] = None,
-    guidance_scale: Annotated[float, typer.Option(help="1 is no guidance.")] = 3.0,
-    temperature: Annotated[float, typer.Option(min=0.0, help=TemperatureHelp)] = 1.0,
-    top_k: TopKOption = 0,
-    top_p: TopPOption = 0.9,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What guidance leads away from.")
+    ] = None,
+    ratio: Annotated[
+        str | None, typer.Option(help="Width to height, e.g. 16:9, where the model knows several.")
+    ] = None,
+    grid: Annotated[
+        str | None, typer.Option(help="Rows x columns of codes in place of a ratio, e.g. 32x32.")
+    ] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="1 is no guidance.")] = None,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
     seed: SeedOption = 0,
     batch_rows: RowsOption = 32,
     device: DeviceOption = "auto",
     dry_run: DryRunOption = False,
 ) -> None:
-    """Draw an image for each prompt."""
-    from mmfast.generate.jobs import JobSettings, generate_images, read_prompts
-    from mmfast.generate.requests import SamplingSettings
+    """Draw an image for each prompt; what is not said is as the model's recipe has it."""
+    from mmfast.generate.jobs import JobSettings, drawing_request, generate_images, read_prompts
 
     if (prompts is None) == (not prompt):
         raise UsageError("give either --prompts FILE.jsonl or one or more --prompt TEXT")
     records = read_prompts(prompts) if prompts else [{"prompt": text} for text in prompt or ()]
-    settings = JobSettings(
-        sampling=SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p),
-        guidance_scale=guidance_scale,
-        seed=seed,
-        num_rows=batch_rows,
-    )
+    given = _given(temperature=temperature, top_k=top_k, top_p=top_p)
     with _loaded(model, device) as loaded:
+        settings = JobSettings(
+            sampling=loaded.drawing_sampling(given),
+            negative_prompt=negative_prompt,
+            ratio=ratio,
+            grid=_grid(grid),
+            guidance_scale=loaded.parts.recipe.drawing_guidance
+            if guidance_scale is None
+            else guidance_scale,
+            seed=seed,
+            num_rows=batch_rows,
+        )
         if dry_run:
-            request = loaded.drawing_request(
-                records[0]["prompt"],
-                guidance_scale=guidance_scale,
-                sampling=settings.sampling,
-                seed=seed,
-            )
+            request = drawing_request(loaded, records[0], 0, settings)
             _print_plan(loaded, len(records), request, settings, output)
             return
         report = generate_images(loaded, records, output, settings)
@@ -95,40 +109,59 @@ def captions(
         Path, typer.Option(help='Folder of images, or JSON lines {"image": "path", ...}.')
     ],
     output: Annotated[Path, typer.Option(help="JSON-lines file for the captions.")],
-    temperature: Annotated[float, typer.Option(min=0.0, help=TemperatureHelp)] = 0.0,
-    top_k: TopKOption = 0,
-    top_p: TopPOption = 1.0,
-    max_ids: Annotated[int, typer.Option(min=1, help="Room for a caption, in ids.")] = 64,
+    question: Annotated[
+        str | None, typer.Option(help="Asked about every image in place of a caption.")
+    ] = None,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    max_ids: Annotated[int | None, typer.Option(min=1, help="Room for a text, in ids.")] = None,
     seed: SeedOption = 0,
     batch_rows: RowsOption = 32,
     device: DeviceOption = "auto",
     dry_run: DryRunOption = False,
 ) -> None:
-    """Write a caption for each image."""
-    import numpy as np
+    """Write a caption for each image, or answer a question about it."""
+    from PIL import Image
 
     from mmfast.generate.jobs import JobSettings, generate_captions, image_records
-    from mmfast.generate.requests import SamplingSettings
 
-    settings = JobSettings(
-        sampling=SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p),
-        max_ids=max_ids,
-        seed=seed,
-        num_rows=batch_rows,
-    )
     _, records = image_records(images)
+    given = _given(temperature=temperature, top_k=top_k, top_p=top_p)
     with _loaded(model, device) as loaded:
+        settings = JobSettings(
+            sampling=loaded.answering_sampling(given),
+            question=question,
+            max_ids=max_ids,
+            seed=seed,
+            num_rows=batch_rows,
+        )
         if dry_run:
-            request = loaded.captioning_request(
-                np.zeros(loaded.grid, dtype=np.int64),
-                sampling=settings.sampling,
-                max_ids=max_ids,
-                seed=seed,
+            loaded.parts.require_images()
+            (codes,) = loaded.codes_from_images(
+                [Image.new("RGB", loaded.parts.image_tokenizer.image_size[::-1])]
+            )
+            request = loaded.answering_request(
+                codes, question=question, sampling=settings.sampling, max_ids=max_ids, seed=seed
             )
             _print_plan(loaded, len(records), request, settings, output)
             return
         report = generate_captions(loaded, images, output, settings)
     _print_report(report, output)
+
+
+def _given(**fields: float | None) -> dict[str, float]:
+    """The fields that the user said something about."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _grid(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    rows, _, columns = text.partition("x")
+    if not (rows.isdecimal() and columns.isdecimal()):
+        raise UsageError(f"--grid is rows x columns, e.g. 32x32, not {text!r}")
+    return int(rows), int(columns)
 
 
 @contextlib.contextmanager
@@ -158,7 +191,7 @@ def _print_plan(model: "Model", num_items: int, request: Any, settings: Any, out
         "streams_per_item": len(request.streams),
         "prompt_ids_of_first": [len(stream) for stream in request.streams],
         "max_ids_per_item": request.grammar.max_ids,
-        "context": model.network.config.max_position_embeddings,
+        "context": model.max_positions,
         "settings": dataclasses.asdict(settings),
         "output": str(output),
     }

@@ -15,15 +15,27 @@ from mmfast.generate.grammar import (
 )
 from mmfast.generate.model import Model, load
 from mmfast.generate.requests import Request, Result, SamplingSettings
+from mmfast.generate.tasks import (
+    AnsweringTask,
+    DrawingTask,
+    GenerationRecipe,
+    Parts,
+    PublishedModel,
+)
 
 __all__ = [
     "AllowedIds",
+    "AnsweringTask",
     "Choice",
+    "DrawingTask",
     "Engine",
     "Forced",
+    "GenerationRecipe",
     "Grammar",
     "ImageGrammar",
     "Model",
+    "Parts",
+    "PublishedModel",
     "Request",
     "Result",
     "SamplingSettings",

@@ -61,7 +61,7 @@ class _Slot:
 
 @dataclasses.dataclass(frozen=True)
 class _Group:
-    """Slots that draw together: same streams, sampler and allowed ids; tensors are [slots]."""
+    """Slots that draw together: same number of streams, same allowed ids; tensors are [slots]."""
 
     params: SamplingParams
     seeds: torch.Tensor
@@ -265,16 +265,15 @@ class _Run:
     def _emit(
         self, nexts: Sequence[tuple[_Slot, Forced | Choice | None]], hidden: torch.Tensor
     ) -> None:
-        drawing: dict[tuple[Any, ...], list[tuple[_Slot, str]]] = {}
+        drawing: dict[tuple[AllowedIds, int], list[tuple[_Slot, str]]] = {}
         for slot, upcoming in nexts:
             if isinstance(upcoming, Forced):
                 self._advance(slot, upcoming.token, 0.0, 0)
             elif isinstance(upcoming, Choice):
-                params = slot.params(upcoming.modality, self.device)
-                key = (upcoming.allowed, len(slot.request.streams), params.order, params.ties)
+                key = (upcoming.allowed, len(slot.request.streams))
                 drawing.setdefault(key, []).append((slot, upcoming.modality))
         logits_of: dict[AllowedIds, torch.Tensor] = {}
-        for (allowed, *_), members in drawing.items():
+        for (allowed, _), members in drawing.items():
             if allowed not in logits_of:
                 logits_of[allowed] = self.engine.logits(hidden, allowed.low, allowed.high)
             self._draw(allowed, members, logits_of[allowed])

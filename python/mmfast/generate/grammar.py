@@ -8,7 +8,10 @@ on the allowed ranges, and feeds forced ids without sampling.
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
 
 from mmfast.vocab import CodeRange, Vocabulary
 
@@ -73,6 +76,13 @@ class Grammar(Protocol):
     def max_ids(self) -> int:
         """No request emits more than this."""
 
+    @property
+    def stop_ids(self) -> tuple[int, ...] | None:
+        """Ids that end it wherever they come; `next` then depends on the number of ids alone.
+
+        None: `next` depends on the last id in other ways too, so every id is read before the next step.
+        """
+
     def next(self, num_emitted: int, last_id: int | None) -> Forced | Choice | None:
         """What comes after `num_emitted` ids, the last of which is `last_id`; None ends it."""
 
@@ -80,13 +90,31 @@ class Grammar(Protocol):
         """Whether an ended request ended as it should, and not by running out of room."""
 
 
+@runtime_checkable
+class PictureGrammar(Grammar, Protocol):
+    """A grammar whose ids hold a picture."""
+
+    def codes_from_ids(self, ids: Sequence[int]) -> list[npt.NDArray[np.int64]]:
+        """The grid of each level, [h, w]; -1 where `ids`, the first ones emitted, do not reach yet."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageGrammar:
-    """Exactly height * width codes of one range, row by row, and nothing else."""
+    """Codes of one range, row by row, between the marks that a system puts around and into them.
+
+    Attributes:
+        height: rows of codes.
+        width: codes of a row.
+        codes: the range that codes come from.
+        end_of_row: id that closes every row, the last one too; None for systems without one.
+        closing: ids after the last row, e.g. end of image and end of sequence.
+    """
 
     height: int
     width: int
     codes: CodeRange
+    end_of_row: int | None = None
+    closing: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
@@ -97,19 +125,47 @@ class ImageGrammar:
         return Choice(AllowedIds(((self.codes.base, self.codes.end),)), "image")
 
     @property
-    def max_ids(self) -> int:
-        """Number of codes."""
-        return self.height * self.width
+    def _row_ids(self) -> int:
+        return self.width + (self.end_of_row is not None)
 
-    def next(self, num_emitted: int, last_id: int | None) -> Choice | None:
-        """A code, until the grid is full."""
+    @property
+    def max_ids(self) -> int:
+        """Codes, ends of rows and closing ids."""
+        return self.height * self._row_ids + len(self.closing)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Only the number of ids ends it."""
+        return ()
+
+    def next(self, num_emitted: int, last_id: int | None) -> Forced | Choice | None:
+        """A code or a mark, until all are there."""
         del last_id
-        return self._choice if num_emitted < self.max_ids else None
+        row, place = divmod(num_emitted, self._row_ids)
+        if row >= self.height:
+            closing_idx = num_emitted - self.height * self._row_ids
+            return Forced(self.closing[closing_idx]) if closing_idx < len(self.closing) else None
+        if place == self.width:
+            assert self.end_of_row is not None
+            return Forced(self.end_of_row)
+        return self._choice
 
     def is_complete(self, num_emitted: int, last_id: int | None) -> bool:
-        """Whether the grid is full."""
+        """Whether all codes and marks are there."""
         del last_id
         return num_emitted == self.max_ids
+
+    def codes_from_ids(self, ids: Sequence[int]) -> list[npt.NDArray[np.int64]]:
+        """The grid [height, width] of each level, here one; -1 where `ids` do not reach yet."""
+        row_ids = self._row_ids
+        rows = np.full(self.height * row_ids, -1, dtype=np.int64)
+        drawn = np.asarray(ids, dtype=np.int64)[: rows.size]
+        rows[: drawn.size] = drawn
+        grid = rows.reshape(self.height, row_ids)[:, : self.width]
+        is_drawn = grid >= 0
+        if ((grid < self.codes.base) | (grid >= self.codes.end))[is_drawn].any():
+            raise ValueError(f"ids at places of codes are not in range `{self.codes.name}`")
+        return [np.where(is_drawn, grid - self.codes.base, -1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +174,7 @@ class TextGrammar:
 
     Attributes:
         text: ids that text may use.
-        stop_ids: ids that end it.
+        stop_ids: ids that end it, at least one.
         max_ids: room for text and stop id together.
     """
 

@@ -11,12 +11,11 @@ import collections
 import dataclasses
 import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from mmfast.console import log, progress
@@ -24,8 +23,9 @@ from mmfast.distributed import barrier, rank, world_size
 from mmfast.errors import BadRecordError, UsageError
 from mmfast.files import read_json_lines, write_bytes, write_json, write_json_lines
 from mmfast.generate.model import IMAGE_BATCH, Model
-from mmfast.generate.requests import Result, SamplingSettings
+from mmfast.generate.requests import Request, Result, SamplingSettings
 from mmfast.generate.sharing import compute_shared
+from mmfast.generate.tasks import Codes
 from mmfast.sampling import SamplingParams
 from mmfast.tokenizers.images import image_path_under, list_images, open_image
 
@@ -38,27 +38,38 @@ JsonObject = dict[str, Any]
 class JobSettings:
     """How a job generates; written to its report.
 
+    A record's own `negative_prompt`, `ratio`, `grid`, `guidance_scale`, `question` and `seed` come first.
+
     Attributes:
-        sampling: of the generated modality.
-        guidance_scale: of images; 1 is none.
-        max_ids: room for a caption.
+        sampling: by modality, see `Model.drawing_sampling` and `Model.answering_sampling`.
+        guidance_scale: of images; 1 is none, None is the recipe's.
+        negative_prompt: what guidance leads away from; None is the recipe's.
+        ratio: of images, width to height; None leaves it to the grid or the recipe.
+        grid: of images, rows and columns of codes.
+        question: asked about images; None asks for captions.
+        max_ids: room for a text; None is the recipe's.
         seed: item i uses seed + i.
         num_rows: rows of the engine's batch.
     """
 
-    sampling: SamplingSettings
-    guidance_scale: float = 1.0
-    max_ids: int = 64
+    sampling: Mapping[str, SamplingSettings]
+    guidance_scale: float | None = None
+    negative_prompt: str | None = None
+    ratio: str | None = None
+    grid: tuple[int, int] | None = None
+    question: str | None = None
+    max_ids: int | None = None
     seed: int = 0
     num_rows: int
 
     def __post_init__(self) -> None:
-        try:
-            SamplingParams.prepare(
-                1, guidance_scale=self.guidance_scale, **dataclasses.asdict(self.sampling)
-            )
-        except ValueError as error:
-            raise UsageError(f"these settings cannot be sampled with: {error}") from error
+        for settings in self.sampling.values():
+            try:
+                SamplingParams.prepare(
+                    1, guidance_scale=self.guidance_scale or 1.0, **dataclasses.asdict(settings)
+                )
+            except ValueError as error:
+                raise UsageError(f"these settings cannot be sampled with: {error}") from error
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed {self.seed} must lie in 0..2^63-1")
 
@@ -92,15 +103,7 @@ def generate_images(
 
     Fields of a record other than `image` and `seed` pass through to the manifest.
     """
-    requests = [
-        model.drawing_request(
-            record["prompt"],
-            guidance_scale=settings.guidance_scale,
-            sampling=settings.sampling,
-            seed=settings.seed + i,
-        )
-        for i, record in enumerate(prompts)
-    ]
+    requests = [drawing_request(model, record, i, settings) for i, record in enumerate(prompts)]
     # Before an earlier run's manifest goes, and on every rank: one that fails alone strands the others.
     model.check(requests, num_rows=settings.num_rows)
     _start_output(output, output / MANIFEST_FILE)
@@ -110,14 +113,35 @@ def generate_images(
     report = _report(model, settings, results, seconds)
     if rank() == 0:
         manifest = []
-        for i, image in enumerate(model.images_from_results(results)):
+        for i, image in enumerate(model.images_from_results(requests, results)):
             name = f"{i:05}.png"
             _write_image(image, output / name)
-            manifest.append(prompts[i] | {"image": name, "seed": settings.seed + i})
+            manifest.append(prompts[i] | {"image": name, "seed": requests[i].seed})
         write_json(output / REPORT_FILE, report)
         write_json_lines(output / MANIFEST_FILE, manifest)
     barrier()
     return report
+
+
+def drawing_request(
+    model: Model, record: JsonObject, number: int, settings: JobSettings
+) -> Request:
+    """The request of the `number`-th prompt record."""
+    grid = record.get("grid", settings.grid)
+    try:
+        return model.drawing_request(
+            record["prompt"],
+            negative_prompt=record.get("negative_prompt", settings.negative_prompt),
+            ratio=record.get("ratio", settings.ratio),
+            grid=None if grid is None else (int(grid[0]), int(grid[1])),
+            guidance_scale=record.get("guidance_scale", settings.guidance_scale),
+            sampling=settings.sampling,
+            seed=int(record.get("seed", settings.seed + number)),
+        )
+    except (TypeError, ValueError, IndexError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"prompt {number}: {error}; the record is {record}") from error
 
 
 def generate_captions(
@@ -132,10 +156,14 @@ def generate_captions(
     root, records = image_records(images)
     codes, skipped = _encoded_images(model, root, records)
     requests = [
-        model.captioning_request(
-            grid, sampling=settings.sampling, max_ids=settings.max_ids, seed=settings.seed + number
+        model.answering_request(
+            grids,
+            question=records[number].get("question", settings.question),
+            sampling=settings.sampling,
+            max_ids=settings.max_ids,
+            seed=settings.seed + number,
         )
-        for number, grid in codes.items()
+        for number, grids in codes.items()
     ]
     model.check(requests, num_rows=settings.num_rows, numbers=list(codes))
     _start_output(output.parent, output)
@@ -144,7 +172,7 @@ def generate_captions(
     seconds = time.monotonic() - started
     report = _report(model, settings, results, seconds) | {"skipped": dict(skipped)}
     if rank() == 0:
-        captions = model.captions_from_results(results)
+        captions = model.texts_from_results(results)
         lines = []
         for number, caption in zip(codes, captions, strict=True):
             fields = records[number].items()
@@ -173,8 +201,8 @@ def image_records(images: Path) -> tuple[Path, list[JsonObject]]:
 
 def _encoded_images(
     model: Model, root: Path, records: Sequence[JsonObject]
-) -> tuple[dict[int, npt.NDArray[np.int64]], collections.Counter[str]]:
-    """Codes [h, w] by record number, and counts of the images that cannot be read.
+) -> tuple[dict[int, list[Codes]], collections.Counter[str]]:
+    """Codes by record number, one [h, w] a level, and counts of the images that cannot be read.
 
     Ranks share batches whose borders are fixed by record number, so the number of ranks moves no
     code; of decoded images each rank holds one at a time.
@@ -197,15 +225,16 @@ def _encoded_images(
 
         codes = model.codes_from_images(pictures())
         job.advance(IMAGE_BATCH)
-        return [numbers, [each.tolist() for each in codes], problems]
+        return [numbers, [[grid.tolist() for grid in grids] for grids in codes], problems]
 
     num_batches = -(-len(records) // IMAGE_BATCH)
     with progress("encoding", total=len(records), unit="images") as job:
         batches = compute_shared(num_batches, encode)
-    codes: dict[int, npt.NDArray[np.int64]] = {}
+    codes: dict[int, list[Codes]] = {}
     skipped: collections.Counter[str] = collections.Counter()
-    for numbers, grids, problems in batches:
-        codes.update(zip(numbers, (np.array(grid, dtype=np.int64) for grid in grids), strict=True))
+    for numbers, images, problems in batches:
+        for number, grids in zip(numbers, images, strict=True):
+            codes[number] = [np.array(grid, dtype=np.int64) for grid in grids]
         for reason, text in problems:
             skipped[reason] += 1
             log(f"skipped ({reason}): {text}")

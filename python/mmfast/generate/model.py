@@ -1,40 +1,32 @@
 """A trained model's folder as one object: `mmfast.load(folder).draw(["a red kite"])`.
 
-The folder is a transformers export (config.json, safetensors) with `vocabulary.json`; for text and
-images also `tokenizer.json`, `image_tokenizer/` and `recipe.json`, which names the recipe whose prompt
-forms the model was trained with. Tokenizers load at their first use.
+`Model` runs requests of ids, and turns tasks (captions, questions about pictures) into requests and
+results back into pictures and text, in the words of the folder's recipe. What is in a folder is in
+`folders.py`, how recipe and model meet in `tasks.py`.
 """
 
+import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 
 from mmfast.console import log, progress
-from mmfast.errors import CorruptDataError, UsageError, VocabularyMismatchError
-from mmfast.files import read_json_object
+from mmfast.errors import UsageError
 from mmfast.generate.engine import Engine
+from mmfast.generate.folders import ModelParts, load_parts
+from mmfast.generate.grammar import PictureGrammar
 from mmfast.generate.requests import Request, Result, SamplingSettings
 from mmfast.generate.sharing import run_shared
+from mmfast.generate.tasks import AnsweringTask, Codes, DrawingTask
 from mmfast.models import register_attention
-from mmfast.registry import get_recipe
-from mmfast.tokenizers import (
-    ImageTokenizer,
-    TextTokenizer,
-    images_from_tensor,
-    load_image_tokenizer,
-    load_text_tokenizer,
-)
-from mmfast.vocab import FILE_NAME as VOCABULARY_FILE
+from mmfast.tokenizers import images_from_tensor
 from mmfast.vocab import Vocabulary
 
-RECIPE_FILE = "recipe.json"
 DEFAULT_NUM_ROWS = 32
 # Images per call of the image tokenizer.
 IMAGE_BATCH = 64
@@ -43,10 +35,13 @@ IMAGE_BATCH = 64
 def load(
     folder: Path | str, *, device: str | None = None, dtype: torch.dtype | None = None
 ) -> "Model":
-    """Loads a model folder.
+    """Loads a model folder: of mmfast, as a system's authors publish it, or any causal language model.
+
+        >>> model = mmfast.load("out/demo/train/model")  # doctest: +SKIP
+        >>> model.draw(["a handwritten seven"])[0].save("seven.png")  # doctest: +SKIP
 
     Args:
-        folder: a training run's `model/`.
+        folder: a training run's `model/`, or a folder with transformers' config.json and safetensors.
         device: `cuda` when there is one and nothing is said, else `cpu`.
         dtype: of the weights; bfloat16 on CUDA and float32 elsewhere when nothing is said.
 
@@ -55,38 +50,11 @@ def load(
         CorruptDataError: damaged vocabulary.
         VocabularyMismatchError: vocabulary and weights differ in size.
     """
-    folder = Path(folder)
-    for name in ("config.json", VOCABULARY_FILE):
-        if not (folder / name).is_file():
-            raise UsageError(
-                f"{folder} is not a model folder: it has no {name}; "
-                "training writes one to <output>/model"
-            )
-    vocabulary = Vocabulary.load(folder)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype is None:
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
-
-    had_bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        network = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=register_attention(), local_files_only=True
-        )
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot load the model in {folder}: {error}") from error
-    finally:
-        if had_bars:
-            transformers_logging.enable_progress_bar()
-    if network.config.vocab_size != vocabulary.size:
-        raise VocabularyMismatchError(
-            f"the model in {folder} has {network.config.vocab_size} ids, but its {VOCABULARY_FILE} "
-            f"{vocabulary.size}; they do not belong together"
-        )
-    return Model(network.eval().to(device), vocabulary, folder=folder)
+    return Model(*load_parts(folder, device=device, dtype=dtype, attention=register_attention()))
 
 
 class Model:
@@ -94,15 +62,28 @@ class Model:
 
     Attributes:
         network: the transformers model.
-        vocabulary: what its ids mean.
-        folder: where it came from.
+        parts: what else is in its folder: vocabulary, tokenizers, recipe.
     """
 
-    def __init__(self, network: Any, vocabulary: Vocabulary, *, folder: Path) -> None:
+    def __init__(self, network: Any, parts: ModelParts) -> None:
         self.network = network
-        self.vocabulary = vocabulary
-        self.folder = folder
+        self.parts = parts
         self._engines: dict[int, Engine] = {}
+
+    @property
+    def folder(self) -> Path:
+        """Where it came from."""
+        return self.parts.folder
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What its ids mean."""
+        return self.parts.vocabulary
+
+    @property
+    def max_positions(self) -> int:
+        """Ids that its context holds."""
+        return int(self.network.config.get_text_config().max_position_embeddings)
 
     def generate(
         self, requests: Sequence[Request], *, num_rows: int = DEFAULT_NUM_ROWS
@@ -145,220 +126,187 @@ class Model:
         self,
         captions: Sequence[str],
         *,
-        guidance_scale: float = 3.0,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 0.9,
+        negative_prompt: str | None = None,
+        ratio: str | None = None,
+        grid: tuple[int, int] | None = None,
+        guidance_scale: float | None = None,
         seed: int = 0,
         num_rows: int = DEFAULT_NUM_ROWS,
+        **sampling: Any,
     ) -> list[Image.Image]:
         """An image for each caption, in order.
 
         Args:
             captions: texts.
+            negative_prompt: what guidance leads away from; the recipe's own when None.
+            ratio: width to height, e.g. `16:9`, where the recipe knows more than one.
+            grid: rows and columns of codes in place of a ratio.
             guidance_scale: 1 draws from the caption alone; above, away from the model without one.
-            temperature: of the image ids, as in `mmfast.sampling.sample`.
-            top_k: likewise.
-            top_p: likewise.
             seed: image i is drawn with seed + i.
             num_rows: as in `generate`.
+            sampling: fields of `SamplingSettings`, e.g. `top_k=2048`, in place of the recipe's.
 
         Raises:
             UsageError: the model has no image range, recipe or tokenizer, or a caption is too long.
         """
-        sampling = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p)
+        settings = self.drawing_sampling(sampling)
         requests = [
             self.drawing_request(
-                caption, guidance_scale=guidance_scale, sampling=sampling, seed=seed + i
+                caption,
+                negative_prompt=negative_prompt,
+                ratio=ratio,
+                grid=grid,
+                guidance_scale=guidance_scale,
+                sampling=settings,
+                seed=seed + i,
             )
             for i, caption in enumerate(captions)
         ]
-        return self.images_from_results(self.generate(requests, num_rows=num_rows))
+        return self.images_from_results(requests, self.generate(requests, num_rows=num_rows))
 
     def caption(
         self,
         images: Sequence[Image.Image],
         *,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        max_ids: int = 64,
+        question: str | None = None,
+        max_ids: int | None = None,
         seed: int = 0,
         num_rows: int = DEFAULT_NUM_ROWS,
+        **sampling: Any,
     ) -> list[str]:
-        """A caption for each image, in order.
+        """A caption for each image, or an answer to one question about each, in order.
 
         Args:
             images: Pillow images of any size; they are resized as in training.
-            temperature: 0 takes the likeliest id each time.
-            top_k: as in `mmfast.sampling.sample`.
-            top_p: likewise.
-            max_ids: room for a caption; a longer one is cut, with a warning.
-            seed: caption i is drawn with seed + i.
+            question: asked about every image; None asks for a caption.
+            max_ids: room for a text, the recipe's when None; a longer one is cut, with a warning.
+            seed: text i is drawn with seed + i.
             num_rows: as in `generate`.
+            sampling: fields of `SamplingSettings`, e.g. `temperature=0.7`, in place of the recipe's.
 
         Raises:
             UsageError: the model has no image range, recipe or tokenizer.
         """
-        sampling = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p)
+        settings = self.answering_sampling(sampling)
         requests = [
-            self.captioning_request(codes, sampling=sampling, max_ids=max_ids, seed=seed + i)
+            self.answering_request(
+                codes, question=question, sampling=settings, max_ids=max_ids, seed=seed + i
+            )
             for i, codes in enumerate(self.codes_from_images(images))
         ]
-        return self.captions_from_results(self.generate(requests, num_rows=num_rows))
+        return self.texts_from_results(self.generate(requests, num_rows=num_rows))
+
+    def drawing_sampling(self, given: Mapping[str, Any]) -> dict[str, SamplingSettings]:
+        """The recipe's sampling of pictures with the fields in `given` replaced."""
+        return _with_fields(self.parts.recipe.drawing_sampling, given)
+
+    def answering_sampling(self, given: Mapping[str, Any]) -> dict[str, SamplingSettings]:
+        """The recipe's sampling of texts with the fields in `given` replaced."""
+        return _with_fields(self.parts.recipe.answering_sampling, given)
 
     def drawing_request(
-        self, caption: str, *, guidance_scale: float, sampling: SamplingSettings, seed: int
+        self,
+        prompt: str,
+        *,
+        negative_prompt: str | None = None,
+        ratio: str | None = None,
+        grid: tuple[int, int] | None = None,
+        guidance_scale: float | None = None,
+        sampling: Mapping[str, SamplingSettings] | None = None,
+        seed: int = 0,
     ) -> Request:
-        """The recipe's text-to-image request for one caption."""
-        self._require_images()
-        request: Request = self.recipe.text_to_image(
-            self.text_tokenizer.encode(caption),
-            vocabulary=self.vocabulary,
-            grid=self.grid,
-            guidance_scale=guidance_scale,
-            sampling=sampling,
+        """The recipe's request for one picture; what is None is as the recipe has it."""
+        self.parts.require_images()
+        recipe = self.parts.recipe
+        task = DrawingTask(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            ratio=ratio,
+            grid=grid,
+            guidance_scale=recipe.drawing_guidance if guidance_scale is None else guidance_scale,
+            sampling=recipe.drawing_sampling if sampling is None else sampling,
             seed=seed,
         )
-        return request
+        return recipe.drawing_request(task, self.parts)
 
-    def captioning_request(
+    def answering_request(
         self,
-        codes: npt.NDArray[np.int64],
-        *,
-        sampling: SamplingSettings,
-        max_ids: int,
-        seed: int,
+        *images: Sequence[Codes],
+        question: str | None = None,
+        sampling: Mapping[str, SamplingSettings] | None = None,
+        max_ids: int | None = None,
+        seed: int = 0,
     ) -> Request:
-        """The recipe's image-to-text request for one image's codes [h, w]."""
-        self._require_images()
-        request: Request = self.recipe.image_to_text(
-            codes, vocabulary=self.vocabulary, max_ids=max_ids, sampling=sampling, seed=seed
+        """The recipe's request for a text about images, each an array [h, w] a level."""
+        self.parts.require_images()
+        recipe = self.parts.recipe
+        task = AnsweringTask(
+            codes=images,
+            question=question,
+            max_ids=recipe.answering_max_ids if max_ids is None else max_ids,
+            sampling=recipe.answering_sampling if sampling is None else sampling,
+            seed=seed,
         )
-        overrun = request.num_positions - self.network.config.max_position_embeddings
-        if 0 < overrun < max_ids:
-            # A caption may use what the context leaves; a prompt that leaves nothing is refused later.
-            request = self.recipe.image_to_text(
-                codes,
-                vocabulary=self.vocabulary,
-                max_ids=max_ids - overrun,
-                sampling=sampling,
-                seed=seed,
-            )
+        request = recipe.answering_request(task, self.parts)
+        overrun = request.num_positions - self.max_positions
+        if 0 < overrun < task.max_ids:
+            # A text may use what the context leaves; a prompt that leaves nothing is refused later.
+            task = dataclasses.replace(task, max_ids=task.max_ids - overrun)
+            request = recipe.answering_request(task, self.parts)
         return request
 
-    def codes_from_images(self, images: Iterable[Image.Image]) -> list[npt.NDArray[np.int64]]:
-        """Codes [h, w] of each image, resized as in training; of `images`, one is held at a time."""
-        self._require_images()
-        size = self._recipe_settings.get("image_size") or self.image_tokenizer.image_size
-        size = size if isinstance(size, int) else (int(size[0]), int(size[1]))
-        codes: list[npt.NDArray[np.int64]] = []
-        pixels = (self.image_tokenizer.preprocess(image, size) for image in images)
+    def codes_from_images(self, images: Iterable[Image.Image]) -> list[list[Codes]]:
+        """Codes of each image, one [h, w] a level; of `images`, one is held at a time."""
+        self.parts.require_images()
+        codes: list[list[Codes]] = []
+        pixels = (self.parts.recipe.pixels_from_image(image, self.parts) for image in images)
         while batch := list(itertools.islice(pixels, IMAGE_BATCH)):
-            codes.extend(self.image_tokenizer.encode(torch.stack(batch))[0].cpu().numpy())
-        if codes and codes[0].shape != self.grid:
-            raise UsageError(
-                f"the image tokenizer in {self.folder} gives {codes[0].shape} codes at size {size}, "
-                f"but recipe.json says {self.grid}"
-            )
+            for _, group in itertools.groupby(batch, key=lambda each: each.shape):
+                levels = self.parts.image_tokenizer.encode(torch.stack(list(group)))
+                codes.extend(
+                    list(grids) for grids in zip(*(x.cpu().numpy() for x in levels), strict=True)
+                )
         return codes
 
-    def images_from_results(self, results: Sequence[Result]) -> list[Image.Image]:
-        """Decodes the images of text-to-image results."""
+    def images_from_results(
+        self, requests: Sequence[Request], results: Sequence[Result]
+    ) -> list[Image.Image]:
+        """Decodes what drawing requests gave."""
+        codes = []
+        for request, result in zip(requests, results, strict=True):
+            if not isinstance(request.grammar, PictureGrammar):
+                raise UsageError(f"{type(request.grammar).__name__} holds no picture to decode")
+            codes.append(request.grammar.codes_from_ids(result.ids))
+        return self.images_from_codes(codes)
+
+    def images_from_codes(self, codes: Sequence[Sequence[Codes]]) -> list[Image.Image]:
+        """Decodes images, each an array [h, w] a level; neighbours of one size go together."""
         images: list[Image.Image] = []
-        for start in range(0, len(results), IMAGE_BATCH):
-            codes = np.stack(
-                [
-                    self.recipe.codes_from_result(
-                        result, vocabulary=self.vocabulary, grid=self.grid
-                    )
-                    for result in results[start : start + IMAGE_BATCH]
-                ]
-            )
-            pixels = self.image_tokenizer.decode([torch.from_numpy(codes)])
-            images.extend(images_from_tensor(pixels))
+        for _, same in itertools.groupby(codes, key=lambda grids: [grid.shape for grid in grids]):
+            alike = list(same)
+            for start in range(0, len(alike), IMAGE_BATCH):
+                batch = alike[start : start + IMAGE_BATCH]
+                levels = [torch.from_numpy(np.stack(grids)) for grids in zip(*batch, strict=True)]
+                images.extend(images_from_tensor(self.parts.image_tokenizer.decode(levels)))
         return images
 
-    def captions_from_results(self, results: Sequence[Result]) -> list[str]:
-        """Texts of image-to-text results."""
+    def texts_from_results(self, results: Sequence[Result]) -> list[str]:
+        """Texts that answering requests gave."""
         num_cut = sum(result.finish == "length" for result in results)
         if num_cut:
-            log(f"warning: {num_cut} of {len(results)} captions did not end and were cut")
+            log(f"warning: {num_cut} of {len(results)} texts did not end and were cut")
+        recipe, tokenizer = self.parts.recipe, self.parts.text_tokenizer
         return [
-            self.text_tokenizer.decode(
-                self.recipe.text_ids_from_result(result, vocabulary=self.vocabulary)
-            )
-            for result in results
+            tokenizer.decode(recipe.text_ids_from_result(result, self.parts)) for result in results
         ]
 
-    @cached_property
-    def text_tokenizer(self) -> TextTokenizer:
-        """The text tokenizer in the folder, checked against the vocabulary."""
-        tokenizer = load_text_tokenizer(self.folder / "tokenizer.json")
-        expected = self.vocabulary.text_fingerprint
-        if expected and tokenizer.fingerprint != expected:
-            raise VocabularyMismatchError(
-                f"{self.folder / 'tokenizer.json'} is not the tokenizer that {VOCABULARY_FILE} was "
-                f"made with: fingerprint {tokenizer.fingerprint} against {expected}"
-            )
-        return tokenizer
 
-    @cached_property
-    def image_tokenizer(self) -> ImageTokenizer:
-        """The image tokenizer in the folder, checked against the recipe and the vocabulary."""
-        path = self.folder / "image_tokenizer"
-        tokenizer = load_image_tokenizer(path, device=str(self.network.device))
-        expected = self._recipe_settings["image_tokenizer"]["fingerprint"]
-        if tokenizer.fingerprint != expected:
-            raise VocabularyMismatchError(
-                f"{path} is not the tokenizer that the model was trained with: its fingerprint is "
-                f"{tokenizer.fingerprint}, but {self.folder / RECIPE_FILE} says {expected}; copy the "
-                "right one there"
-            )
-        num_codes = self.vocabulary.range("image").size
-        if tokenizer.codebook_sizes[0] != num_codes:
-            raise VocabularyMismatchError(
-                f"{path} has {tokenizer.codebook_sizes[0]} codes, but the vocabulary's range `image` has {num_codes}"
-            )
-        return tokenizer
-
-    @cached_property
-    def recipe(self) -> Any:
-        """The recipe that `recipe.json` names."""
-        return get_recipe(str(self._recipe_settings["recipe"]))
-
-    @cached_property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of codes that an image has."""
-        height, width = self._recipe_settings["grid"]
-        return int(height), int(width)
-
-    @cached_property
-    def _recipe_settings(self) -> dict[str, Any]:
-        path = self.folder / RECIPE_FILE
-        if not path.is_file():
-            raise UsageError(
-                f"{self.folder} has no {RECIPE_FILE}, which says how prompts are formed; "
-                "data made by `mmfast prepare` carries one"
-            )
-        settings = read_json_object(path)
-        try:
-            height, width = settings["grid"]
-            is_complete = int(height) > 0 and int(width) > 0 and bool(settings["recipe"])
-            is_complete &= bool(settings["image_tokenizer"]["fingerprint"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptDataError(f"{path} is not a recipe description: {error!r}") from error
-        if not is_complete:
-            raise CorruptDataError(
-                f"{path} has an empty grid, no recipe name or no fingerprint of the image tokenizer"
-            )
-        return settings
-
-    def _require_images(self) -> None:
-        names = [code_range.name for code_range in self.vocabulary.ranges]
-        if "image" not in names:
-            raise UsageError(
-                f"the model in {self.folder} has no image ids: its vocabulary's code ranges are {names}"
-            )
-        # Loaded here, so that a wrong or damaged one is found before anything is generated.
-        _ = self.image_tokenizer
+def _with_fields(
+    settings: Mapping[str, SamplingSettings], given: Mapping[str, Any]
+) -> dict[str, SamplingSettings]:
+    known = {field.name for field in dataclasses.fields(SamplingSettings)}
+    if unknown := sorted(set(given) - known):
+        raise UsageError(
+            f"unknown sampling field {', '.join(unknown)}; there are {', '.join(sorted(known))}"
+        )
+    return {name: dataclasses.replace(each, **given) for name, each in settings.items()}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from mmfast.generate.grammar import Grammar
-from mmfast.sampling.params import Order, Ties
+from mmfast.sampling.orders import Order, Ties
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class SamplingSettings:
     top_p: float = 1.0
     min_p: float = 0.0
     order: Order = "hf"
-    ties: Ties = "index"
+    ties: Ties | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,102 +6,114 @@ They follow from its documents, `eos TEXT break IMAGE eos`, under the CM3 object
     draw           eos TEXT break                        -> image codes
     unconditional  eos mask_0 break                      -> the same codes, for guidance
     caption        eos mask_0 break IMAGE eos mask_0     -> text, ended by eoss
+
+A negative prompt takes the place of `mask_0` in the unconditional form.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-import numpy as np
-import numpy.typing as npt
+import torch
+from PIL import Image
 
 from mmfast.errors import UsageError
 from mmfast.generate.grammar import ImageGrammar, TextGrammar
 from mmfast.generate.requests import Request, Result, SamplingSettings
-from mmfast.vocab import Vocabulary
+from mmfast.generate.tasks import AnsweringTask, DrawingTask, Parts
 
 
-def text_to_image(
-    caption_ids: Sequence[int],
-    *,
-    vocabulary: Vocabulary,
-    grid: tuple[int, int],
-    guidance_scale: float = 3.0,
-    sampling: SamplingSettings | None = None,
-    seed: int = 0,
-) -> Request:
-    """Draws one image of grid (h, w).
+class FolderGeneration:
+    """The recipe's `GenerationRecipe`."""
 
-    Args:
-        caption_ids: text ids of the caption.
-        vocabulary: the model's.
-        grid: rows and columns of codes.
-        guidance_scale: 1 leaves the unconditional stream out.
-        sampling: of the codes; temperature 1 and top-p 0.9 when None.
-        seed: of this image.
+    name = "folder"
+    drawing_sampling: Mapping[str, SamplingSettings] = {"image": SamplingSettings(top_p=0.9)}
+    drawing_guidance = 3.0
+    answering_sampling: Mapping[str, SamplingSettings] = {"text": SamplingSettings(temperature=0.0)}
+    answering_max_ids = 64
 
-    Raises:
-        UsageError: guidance with a vocabulary that has no sentinel to stand for a missing caption.
-    """
-    eos, separator = vocabulary["eos"], vocabulary["break"]
-    streams = [(eos, *caption_ids, separator)]
-    if guidance_scale != 1.0:
-        if "mask_0" not in vocabulary:
+    def drawing_request(self, task: DrawingTask, parts: Parts) -> Request:
+        """Draws one image of the grid that the model was trained with.
+
+        Raises:
+            UsageError: another grid, or guidance with a vocabulary that has no sentinel to stand for a
+                missing caption.
+        """
+        vocabulary = parts.vocabulary
+        grid = _trained_grid(parts)
+        if task.ratio is not None or task.grid not in (None, grid):
             raise UsageError(
-                "guidance needs the unconditional prompt `eos mask_0 break`, but the vocabulary has "
-                "no `mask_0`; use guidance scale 1"
+                f"the model in {parts.folder} draws grids of {grid[0]}x{grid[1]} codes only; leave "
+                "ratio and grid out"
             )
-        streams.append((eos, vocabulary["mask_0"], separator))
-    height, width = grid
-    return Request(
-        streams=tuple(streams),
-        guidance_weights=(guidance_scale,) if len(streams) > 1 else (),
-        grammar=ImageGrammar(height, width, vocabulary.range("image")),
-        sampling={"image": sampling or SamplingSettings(top_p=0.9)},
-        seed=seed,
-    )
-
-
-def image_to_text(
-    codes: npt.NDArray[np.int64],
-    *,
-    vocabulary: Vocabulary,
-    max_ids: int = 64,
-    sampling: SamplingSettings | None = None,
-    seed: int = 0,
-) -> Request:
-    """Captions one image.
-
-    Args:
-        codes: [h, w] codes of the image.
-        vocabulary: the model's.
-        max_ids: room for the caption and its end.
-        sampling: of the text; greedy when None.
-        seed: of this caption.
-
-    Raises:
-        UsageError: the vocabulary lacks the roles of an infilling prompt.
-    """
-    missing = [role for role in ("mask_0", "eoss") if role not in vocabulary]
-    if missing:
-        raise UsageError(
-            f"captioning infills the text with `mask_0` and `eoss`; the vocabulary lacks {missing}"
+        eos, separator = vocabulary["eos"], vocabulary["break"]
+        streams = [(eos, *parts.text_tokenizer.encode(task.prompt), separator)]
+        if task.guidance_scale != 1.0:
+            if task.negative_prompt is not None:
+                missing = parts.text_tokenizer.encode(task.negative_prompt)
+            elif "mask_0" in vocabulary:
+                missing = [vocabulary["mask_0"]]
+            else:
+                raise UsageError(
+                    "guidance needs the unconditional prompt `eos mask_0 break`, but the vocabulary has "
+                    "no `mask_0`; use guidance scale 1"
+                )
+            streams.append((eos, *missing, separator))
+        elif task.negative_prompt is not None:
+            raise UsageError(
+                "a negative prompt works through guidance; use a guidance scale above 1"
+            )
+        return Request(
+            streams=tuple(streams),
+            guidance_weights=(task.guidance_scale,) if len(streams) > 1 else (),
+            grammar=ImageGrammar(*grid, vocabulary.range("image")),
+            sampling=task.sampling,
+            seed=task.seed,
         )
-    eos, mask, separator = vocabulary["eos"], vocabulary["mask_0"], vocabulary["break"]
-    image_ids = vocabulary.ids_from_codes("image", codes).flatten().tolist()
-    return Request(
-        streams=((eos, mask, separator, *image_ids, eos, mask),),
-        grammar=TextGrammar.of_vocabulary(vocabulary, stop_roles=("eoss",), max_ids=max_ids),
-        sampling={"text": sampling or SamplingSettings(temperature=0.0)},
-        seed=seed,
-    )
+
+    def answering_request(self, task: AnsweringTask, parts: Parts) -> Request:
+        """Captions one image.
+
+        Raises:
+            UsageError: a question, several images, another grid than in training, or a vocabulary that
+                lacks the roles of an infilling prompt.
+        """
+        vocabulary = parts.vocabulary
+        missing = [role for role in ("mask_0", "eoss") if role not in vocabulary]
+        if missing:
+            raise UsageError(
+                f"captioning infills the text with `mask_0` and `eoss`; the vocabulary lacks {missing}"
+            )
+        if task.question is not None or len(task.codes) != 1:
+            raise UsageError(
+                f"the model in {parts.folder} was trained to caption one image; it takes no question"
+            )
+        ((codes,),) = task.codes
+        if codes.shape != _trained_grid(parts):
+            raise UsageError(
+                f"the image tokenizer in {parts.folder} gives {codes.shape} codes, but recipe.json says "
+                f"{_trained_grid(parts)}"
+            )
+        eos, mask, separator = vocabulary["eos"], vocabulary["mask_0"], vocabulary["break"]
+        image_ids = vocabulary.ids_from_codes("image", codes).flatten().tolist()
+        return Request(
+            streams=((eos, mask, separator, *image_ids, eos, mask),),
+            grammar=TextGrammar.of_vocabulary(
+                vocabulary, stop_roles=("eoss",), max_ids=task.max_ids
+            ),
+            sampling=task.sampling,
+            seed=task.seed,
+        )
+
+    def text_ids_from_result(self, result: Result, parts: Parts) -> list[int]:
+        """Text ids of a caption, without its end."""
+        return [token for token in result.ids if token != parts.vocabulary["eoss"]]
+
+    def pixels_from_image(self, image: Image.Image, parts: Parts) -> torch.Tensor:
+        """[C, H, W] in [-1, 1], of the size that the data was prepared with."""
+        size = parts.settings.get("image_size") or parts.image_tokenizer.image_size
+        size = size if isinstance(size, int) else (int(size[0]), int(size[1]))
+        return parts.image_tokenizer.preprocess(image, size)
 
 
-def codes_from_result(
-    result: Result, *, vocabulary: Vocabulary, grid: tuple[int, int]
-) -> npt.NDArray[np.int64]:
-    """Codes [h, w] of a drawn image."""
-    return vocabulary.codes_from_ids("image", np.array(result.ids)).reshape(grid)
-
-
-def text_ids_from_result(result: Result, *, vocabulary: Vocabulary) -> list[int]:
-    """Text ids of a caption, without its end."""
-    return [token for token in result.ids if token != vocabulary["eoss"]]
+def _trained_grid(parts: Parts) -> tuple[int, int]:
+    height, width = parts.settings["grid"]
+    return int(height), int(width)
