@@ -71,3 +71,18 @@ class Result:
     logprobs: tuple[float, ...]
     finish: Literal["complete", "length"]
     status: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Partial:
+    """Where a request is.
+
+    Attributes:
+        request_idx: its place among the requests.
+        ids: emitted so far.
+        result: what it gave in the end, None before.
+    """
+
+    request_idx: int
+    ids: tuple[int, ...]
+    result: Result | None = None
