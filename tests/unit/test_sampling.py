@@ -283,7 +283,7 @@ def test_an_empty_batch_gives_an_empty_result():
         ({"top_k": torch.tensor([1, 2, 3])}, "must be a number or have 2 rows"),
         ({"allowed": (3, 3)}, "empty or outside"),
         ({"allowed": (0, 11)}, "empty or outside"),
-        ({"allowed": torch.ones(3, dtype=torch.bool)}, "allowed mask"),
+        ({"allowed": torch.ones(3, dtype=torch.bool)}, "allowed is"),
         ({"seeds": torch.zeros(3, dtype=torch.int64)}, "seeds is"),
         ({"order": "alphabetical"}, "order is"),
         ({"backend": "abacus"}, "backend is"),

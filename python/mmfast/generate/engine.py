@@ -185,6 +185,12 @@ class Engine:
                     f"request {request_idx} has a prompt id outside 0..{vocab_size - 1}: "
                     f"{min(stream) if min(stream) < 0 else max(stream)}"
                 )
+        for modality, settings in request.sampling.items():
+            if settings.contrastive_alpha and len(request.streams) == 1:
+                raise UsageError(
+                    f"request {request_idx}: contrastive decoding of {modality} needs an "
+                    "unconditional stream, and there is only one stream"
+                )
 
     def _check_layers(self) -> None:
         """Decoding sees all that came before, so layers with another view must not be there."""
@@ -286,7 +292,7 @@ class _Run:
             table = torch.tensor(codes, dtype=torch.int64, device=self.engine.device)
         for row, stream in zip(slot.rows, slot.request.streams, strict=True):
             self._state.cache.fill(row, self._prompts.pieces(stream[:-1]))
-            self._state.start_row(row, token=stream[-1], position=len(stream) - 1, table=table)
+            self._state.start_row(row, prompt=stream, table=table)
             self._owner[row] = slot
         self.slots.append(slot)
         if grammar.stop_ids is None:
@@ -302,7 +308,7 @@ class _Run:
         request = slot.request
         settings = request.sampling.get(upcoming.modality, _NO_SETTINGS)
         num_streams = len(request.streams)
-        key = (upcoming.allowed, upcoming.modality, num_streams, settings.order, settings.ties)
+        key = (upcoming.allowed, upcoming.modality, num_streams)
         lanes = self._state.lanes
         if key not in lanes:
             lanes[key] = Lane(
@@ -318,7 +324,7 @@ class _Run:
             params = SamplingParams.prepare(
                 1,
                 guidance_scale=request.guidance_weights or 1.0,
-                **dataclasses.asdict(settings),
+                **settings.given(),
                 device=self.engine.device,
             )
             slot.members[lane.code] = Member(row=slot.row, seed=request.seed, params=params)

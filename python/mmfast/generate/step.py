@@ -18,7 +18,7 @@ import torch
 
 from mmfast.generate.cache import RowCache
 from mmfast.generate.grammar import AllowedIds
-from mmfast.models.decode_attention import cache_mask
+from mmfast.models.decode_attention import BLOCK, cache_mask
 from mmfast.sampling import SamplingParams, sample_prepared
 
 Rows = torch.Tensor | slice
@@ -151,6 +151,7 @@ class DecodeStep:
     Attributes:
         ids: [R + 1], what each row feeds next.
         positions: [R + 1], where.
+        prompts: [R + 1, positions], ids that each row started with, -1 behind them.
         emitted: [R + 1], ids emitted so far; also the step of the next draw.
         is_live: [R + 1], 1 for rows of requests.
         table: [R + 1, T], what comes at each place, see above.
@@ -187,6 +188,7 @@ class DecodeStep:
         # An id more than asked for may be emitted before a stop id is seen.
         num_places = max_ids + 2
         self.table, self.history = state(num_places), state(num_places)
+        self.prompts = state(cache.num_blocks * BLOCK).fill_(-1)
         self.logprobs = state(num_places, dtype=torch.float32)
         self.status = state(dtype=torch.uint8)
 
@@ -270,6 +272,7 @@ class DecodeStep:
             seeds=lane.seeds,
             steps=steps,
             allowed=lane.mask,
+            history=self._seen(lane, steps) if lane.params.uses_penalty else None,
         )
         is_here = upcoming[first] == lane.code
         for rows in lane.rows:
@@ -279,3 +282,12 @@ class DecodeStep:
         self.logprobs.index_put_((first, steps), logprobs)
         status = torch.where(is_here, drawn.status, 0) | self.status[first]
         self.status.index_copy_(0, first, status)
+
+    def _seen(self, lane: Lane, steps: torch.Tensor) -> torch.Tensor:
+        """Prompt and emitted ids of the members, [M, any], counted from the first allowed id."""
+        first = lane.rows[0]
+        places = torch.arange(self.history.shape[1], device=steps.device)
+        emitted = torch.where(places < steps[:, None], self.history[first], -1)
+        seen = torch.cat([self.prompts[first], emitted], dim=1)
+        is_inside = (seen >= lane.allowed.low) & (seen < lane.allowed.high)
+        return torch.where(is_inside, seen - lane.allowed.low, -1)

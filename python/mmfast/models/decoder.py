@@ -20,6 +20,8 @@ from mmfast.vocab import FILE_NAME as VOCABULARY_FILE
 from mmfast.vocab import Vocabulary
 
 PRESET_PACKAGE = "mmfast.models.presets"
+RESIDUAL_PROJECTIONS = ("o_proj.weight", "out_proj.weight", "down_proj.weight", "fc2.weight")
+"""Ends of the names of matrices that write into the residual stream."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,8 +41,12 @@ class DecoderConfig:
         rope_theta: base of the rotary frequencies (`llama` only).
         activation: the MLP's activation as transformers names it.
         tie_embeddings: whether the output layer is the embedding table.
-        init_std: standard deviation of the initial weights; projections that write into the residual
-            stream get it divided by `sqrt(2 * num_layers)` (GPT-2, Radford et al. 2019, §2.3).
+        norm_eps: added to the variance in norms (`llama` only; OPT's is 1e-5).
+        init_std: standard deviation of the initial weights.
+        residual_init: projections that write into the residual stream: `scaled` divides their deviation
+            by `sqrt(2 * num_layers)` (GPT-2, Radford et al. 2019, §2.3); `zero` starts every block as
+            the identity (CM3Leon, Yu et al. 2023, §2.3).
+        position_std: standard deviation of learned positions (`opt` only); `init_std` when None.
         init_from: folder of an exported model to start from instead of random weights.
     """
 
@@ -55,7 +61,10 @@ class DecoderConfig:
     rope_theta: float = 10000.0
     activation: str = "silu"
     tie_embeddings: bool = False
+    norm_eps: float = 1e-6
     init_std: float = 0.02
+    residual_init: Literal["scaled", "zero"] = "scaled"
+    position_std: float | None = None
     init_from: str = ""
 
     def __post_init__(self) -> None:
@@ -76,8 +85,10 @@ class DecoderConfig:
             )
         if self.architecture == "opt" and self.num_kv_heads != self.num_heads:
             raise ValueError("model.num_kv_heads must equal model.num_heads for architecture opt")
-        if not self.init_std > 0:
-            raise ValueError(f"model.init_std is {self.init_std}, but must be positive")
+        for name in ("init_std", "position_std", "norm_eps"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"model.{name} is {value}, but must be positive")
 
 
 def build_decoder(config: DecoderConfig, vocabulary: Vocabulary) -> Any:
@@ -127,6 +138,7 @@ def hf_config(config: DecoderConfig, vocabulary: Vocabulary) -> Any:
             intermediate_size=config.intermediate_size,
             num_key_value_heads=config.num_kv_heads,
             hidden_act=config.activation,
+            rms_norm_eps=config.norm_eps,
             initializer_range=config.init_std,
             rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
         )
@@ -149,25 +161,23 @@ def hf_config(config: DecoderConfig, vocabulary: Vocabulary) -> Any:
 def initialise(model: Any, config: DecoderConfig, *, seed: int) -> None:
     """Fills parameters and buffers of a model that has storage, sharded or not.
 
-    Matrices and tables are normal with `init_std`, cut at three deviations; vectors are norm scales
-    (1) or biases (0); the padding row is 0. Values are drawn on the CPU, one whole tensor at a time.
+    Matrices and tables are normal with `init_std`, cut at three deviations, but for those that
+    `residual_init` and `position_std` name; vectors are norm scales (1) or biases (0); the padding row
+    is 0. Values are drawn on the CPU, one whole tensor at a time.
     """
     if config.tie_embeddings and not _is_tied(model):
         model.tie_weights()  # `to_empty` gives a table that is used twice two storages
-    residual_std = config.init_std / (2 * config.num_layers) ** 0.5
     padding_idx = model.config.pad_token_id
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
             full = torch.full(parameter.shape, 0.0 if name.endswith("bias") else 1.0)
         else:
-            is_residual = name.endswith(
-                ("o_proj.weight", "out_proj.weight", "down_proj.weight", "fc2.weight")
-            )
-            std = residual_std if is_residual else config.init_std
-            full = torch.empty(parameter.shape)
-            nn.init.trunc_normal_(
-                full, std=std, a=-3 * std, b=3 * std, generator=_generator(seed, name)
-            )
+            std = _initial_std(name, config)
+            full = torch.zeros(parameter.shape)
+            if std > 0:
+                nn.init.trunc_normal_(
+                    full, std=std, a=-3 * std, b=3 * std, generator=_generator(seed, name)
+                )
             if name.endswith("embed_tokens.weight") and padding_idx is not None:
                 full[padding_idx] = 0.0
         _assign(parameter, full)
@@ -210,6 +220,20 @@ def load_exported(model: Any, folder: Path, vocabulary: Vocabulary) -> None:
                 "check that model.* matches the exported model's config.json"
             )
         _assign(parameter, found.float())
+
+
+def _initial_std(name: str, config: DecoderConfig) -> float:
+    """Standard deviation that a matrix or table starts with."""
+    if name.endswith(RESIDUAL_PROJECTIONS):
+        return 0.0 if config.residual_init == "zero" else config.init_std / _root_depth(config)
+    if name.endswith("embed_positions.weight") and config.position_std is not None:
+        return config.position_std
+    return config.init_std
+
+
+def _root_depth(config: DecoderConfig) -> float:
+    depth: float = (2 * config.num_layers) ** 0.5
+    return depth
 
 
 def _is_tied(model: Any) -> bool:

@@ -7,15 +7,9 @@ from typing import Any, Literal
 
 import torch
 
+from mmfast.sampling.inputs import Allowed, row_integers
 from mmfast.sampling.params import SamplingParams
-from mmfast.sampling.sampler import (
-    Allowed,
-    Backend,
-    SampleOutput,
-    row_integers,
-    sample,
-    sample_prepared,
-)
+from mmfast.sampling.sampler import Backend, SampleOutput, sample, sample_prepared
 
 Pairs = Literal["halves", "alternating"]
 

@@ -41,21 +41,33 @@ def philox4x32(
 
 
 def random_words(
-    seeds: torch.Tensor, steps: torch.Tensor, *, purpose: int
+    seeds: torch.Tensor,
+    steps: torch.Tensor,
+    *,
+    purpose: int,
+    draws: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Low and high word of a uniform 64-bit number for each (seed, step).
+    """Low and high word of a uniform 64-bit number for each (seed, step, draw).
 
-    Key is the seed, counter is (0, step low, step high, purpose).
+    Key is the seed, counter is (draw, step low, step high, purpose). Shapes broadcast.
 
     Args:
-        seeds: [B] int64, all 64 bits used.
-        steps: [B] int64, index of the draw within its request, not negative.
+        seeds: int64, all 64 bits used.
+        steps: int64, index of the step within its request, all 64 bits used.
         purpose: what the number is for, so that two uses never share one.
+        draws: int64, number of the draw or position within the step, 32 bits used; None is 0.
     """
-    zeros = torch.zeros_like(seeds)
+    if draws is None:
+        draws = torch.zeros_like(seeds)
+    zeros = torch.zeros_like(seeds + steps + draws)
     word_0, word_1, _, _ = philox4x32(
-        (zeros, steps & WORD, (steps >> 32) & WORD, zeros + purpose),
-        (seeds & WORD, (seeds >> 32) & WORD),
+        (
+            zeros + (draws & WORD),
+            zeros + (steps & WORD),
+            zeros + (steps >> 32 & WORD),
+            zeros + purpose,
+        ),
+        (zeros + (seeds & WORD), zeros + (seeds >> 32 & WORD)),
     )
     return word_0, word_1
 

@@ -1,6 +1,6 @@
-"""`sample`: logits in, one token a row out; the same token on every backend.
+"""`sample`: logits in, one token a row out (or several); the same token on every backend.
 
-Shapes: B rows, V vocabulary ids, S conditional streams.
+Shapes: B rows, V vocabulary ids, S conditional streams, D draws a row.
 """
 
 import dataclasses
@@ -11,18 +11,20 @@ from typing import Literal, get_args
 import torch
 
 from mmfast.sampling import native, reference, triton
-from mmfast.sampling.params import Order, PerRow, SamplingParams, Ties
+from mmfast.sampling.bitmap import IdSet
+from mmfast.sampling.inputs import Allowed, DrawInputs, check_logits, resolve, row_integers
+from mmfast.sampling.orders import Order, PenaltySpace, Ties, TopPBase, TopPRule
+from mmfast.sampling.params import PerRow, SamplingParams
 from mmfast.sampling.reference import STATUS_EMPTY
-from mmfast.sampling.weights import EXPONENT_BITS, MAX_ALLOWED_IDS
+from mmfast.sampling.weights import EXPONENT_BITS
 
 Backend = Literal["auto", "torch", "triton", "rust"]
-Allowed = tuple[int, int] | torch.Tensor
 _NATS = math.log(2) / (1 << EXPONENT_BITS)
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleOutput:
-    """What was drawn, each [B].
+    """What was drawn, each [B]; with `num_draws=D` tokens and log-probabilities are [B, D].
 
     Attributes:
         tokens: int64 ids in the full vocabulary.
@@ -45,21 +47,35 @@ def sample(
     *,
     seeds: int | torch.Tensor,
     steps: int | torch.Tensor,
+    positions: int | torch.Tensor = 0,
+    num_draws: int | None = None,
     streams: Sequence[torch.Tensor] = (),
     guidance_scale: PerRow | Sequence[PerRow] = 1.0,
+    contrastive_alpha: PerRow = 0.0,
+    contrastive_k: PerRow = 1,
+    repetition_penalty: PerRow = 1.0,
+    history: torch.Tensor | None = None,
+    exempt: IdSet = (),
     temperature: PerRow = 1.0,
     top_k: PerRow = 0,
     top_p: PerRow = 1.0,
     min_p: PerRow = 0.0,
     allowed: Allowed | None = None,
-    order: Order = "hf",
-    ties: Ties = "index",
+    order: Order | Sequence[Order] = "hf",
+    ties: Ties | Sequence[Ties] | None = None,
+    top_p_rule: TopPRule | Sequence[TopPRule] | None = None,
+    top_p_base: TopPBase | Sequence[TopPBase] | None = None,
+    penalty_space: PenaltySpace | Sequence[PenaltySpace] | None = None,
+    min_p_first: bool | torch.Tensor | None = None,
+    filter_temperature: PerRow | None = None,
+    greedy_below: PerRow | None = None,
     backend: Backend = "auto",
 ) -> SampleOutput:
     """Mixes, filters and draws one token a row.
 
-    A row's result depends on its own logits, parameters, seed and step only: not on its place in the
-    batch, on the other rows or on the backend. Every parameter is a scalar or a [B] tensor.
+    A row's result depends on its own logits, parameters, seed, step and position only: not on its place in
+    the batch, on the other rows or on the backend. Every number is a scalar or a [B] tensor, every name one
+    for all rows or a list of B.
 
         >>> logits = torch.tensor([[0.0, 2.0, 1.0]])
         >>> sample(logits, temperature=0.0, seeds=0, steps=0).tokens.tolist()
@@ -67,22 +83,47 @@ def sample(
 
     Args:
         logits: [B, V] conditional logits, float32, float16 or bfloat16.
-        uncond: [B, V] unconditional logits for classifier-free guidance.
+        uncond: [B, V] unconditional logits for classifier-free guidance or contrastive decoding.
         seeds: 64-bit seed of each row.
         steps: index of this draw within the row's request.
+        positions: which of several draws of one step this is, in [0, 2**32): the position that a masked
+            generator fills, say.
+        num_draws: D independent draws a row, at `positions`, `positions + 1`, ...; None is one, without a
+            dimension for it.
         streams: further conditional logits [B, V], mixed after `logits`:
             u + g_0 (logits - u) + g_1 (streams[0] - u) + ...
         guidance_scale: 1 takes `logits` as they are, 0 takes `uncond`; with `streams` a tuple of
-            1 + len(streams) weights.
+            1 + len(streams) weights. `nested_guidance` gives those of Chameleon's nested form.
+        contrastive_alpha: CD-K of CM3Leon (arXiv 2309.02591, equation 3): of the ids whose conditional
+            probability is at least alpha times the `contrastive_k`-th largest, score logits - uncond;
+            the most probable id is always among them. Rows at 0 are guided instead, and
+            `guidance_scale` means nothing to the others.
+        contrastive_k: k of that.
+        repetition_penalty: logits of ids in `history` are multiplied by it below 0, divided above.
+        history: ids each row has seen, int64 [B, any] (negative ones are padding), or their bitmap
+            int32 [B, ceil(V / 32)] (`history_bitmap`, `add_to_history`).
+        exempt: ids that are never penalised: ranges, a bool mask [V] or a bitmap.
         temperature: >= 0; 0 takes the largest logit, the lowest id on ties.
-        top_k: keep the k largest; 0 is off.
+        top_k: keep the k largest; 0 is off; below 1 it is the part of the allowed ids to keep.
         top_p: then the shortest run of largest ids whose mass reaches p; 1 is off.
         min_p: then ids at least min_p times as probable as the most probable one; 0 is off.
         allowed: ids that exist at all: a half-open range `(low, high)`, a [B, 2] int64 tensor of
-            ranges, or a bool mask [V] or [B, V]. Only the range is read.
-        order: `hf` is temperature, top-k, top-p, min-p; `vllm` has min-p before top-k.
+            ranges, a bool mask [V] or [B, V], or a bitmap int32 of [ceil(V / 32)] words or as many a row.
+            Only the range is read. Ranges on an accelerator are not checked: an empty one gives status 4.
+        order: whose rules to follow where no parameter says otherwise: `hf` (temperature, top-k, top-p,
+            min-p), `emu3`, `vllm` (min-p first), `fourm` (filters before the temperature) or
+            `chameleon`; `mmfast.sampling.orders` lists them.
         ties: `index` keeps exactly k ids, lower ids first; `keep` keeps all ids that equal the k-th,
             as transformers does.
+        top_p_rule: `reach` keeps an id while the mass before it is below p; `exclusive` while it is at
+            most p.
+        top_p_base: `survivors` takes p of the mass that top-k has left, `full` of the mass before it.
+        penalty_space: `logits`, or `logprobs`: the penalty scales guided log-probabilities (over the allowed
+            ids), as where transformers guides. Those need a logarithm of a sum, which may differ in its
+            last bit between devices: tokens of such rows are outside the promise.
+        min_p_first: whether min-p comes before top-k and top-p.
+        filter_temperature: temperature that top-k, top-p and min-p see, if not the draw's.
+        greedy_below: temperatures below this count as 0.
         backend: `rust` for CPU tensors, `triton` one fused kernel for CUDA tensors, `torch` the
             reference anywhere; `auto` takes Rust on the CPU, Triton for CUDA tensors that it can
             handle, and else the reference. All give the same tokens.
@@ -91,16 +132,25 @@ def sample(
         ValueError: shapes, ranges or values that cannot be sampled from.
         ImportError: `backend="triton"` without Triton.
     """
-    num_rows = _num_rows(logits)
+    num_rows = check_logits(logits).shape[0]
     params = SamplingParams.prepare(
         num_rows,
         guidance_scale=guidance_scale,
+        contrastive_alpha=contrastive_alpha,
+        contrastive_k=contrastive_k,
+        repetition_penalty=repetition_penalty,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
         order=order,
         ties=ties,
+        top_p_rule=top_p_rule,
+        top_p_base=top_p_base,
+        penalty_space=penalty_space,
+        min_p_first=min_p_first,
+        filter_temperature=filter_temperature,
+        greedy_below=greedy_below,
         device=logits.device,
     )
     return sample_prepared(
@@ -109,8 +159,14 @@ def sample(
         params=params,
         seeds=row_integers(seeds, num_rows, "seeds", logits.device),
         steps=row_integers(steps, num_rows, "steps", logits.device),
+        positions=None
+        if isinstance(positions, int) and positions == 0
+        else row_integers(positions, num_rows, "positions", logits.device),
+        num_draws=num_draws,
         streams=streams,
         allowed=allowed,
+        history=history,
+        exempt=exempt,
         backend=backend,
     )
 
@@ -122,8 +178,12 @@ def sample_prepared(
     params: SamplingParams,
     seeds: torch.Tensor,
     steps: torch.Tensor,
+    positions: torch.Tensor | None = None,
+    num_draws: int | None = None,
     streams: Sequence[torch.Tensor] = (),
     allowed: Allowed | None = None,
+    history: torch.Tensor | None = None,
+    exempt: IdSet = (),
     backend: Backend = "auto",
 ) -> SampleOutput:
     """`sample` for loops that keep their parameters: nothing is derived here again.
@@ -134,152 +194,61 @@ def sample_prepared(
         params: prepared for B rows on the logits' device.
         seeds: [B] int64.
         steps: [B] int64.
+        positions: [B] int64; None is 0.
+        num_draws: as in `sample`.
         streams: as in `sample`.
         allowed: as in `sample`.
+        history: as in `sample`.
+        exempt: as in `sample`.
         backend: as in `sample`.
     """
-    conditions = (logits, *streams)
-    _check(conditions, uncond, params, seeds, steps)
-    low, high, support = _resolve_allowed(allowed, logits)
-    if high - low > MAX_ALLOWED_IDS:
-        raise ValueError(
-            f"{high - low} ids are allowed, more than {MAX_ALLOWED_IDS}: pass `allowed` with the "
-            "range that this step may emit"
-        )
-    cut = [stream[:, low:high] for stream in conditions]
-    base = None if uncond is None else uncond[:, low:high]
-    match resolve_backend(backend, cut):
+    inputs = resolve(
+        logits,
+        uncond,
+        streams=streams,
+        params=params,
+        seeds=seeds,
+        steps=steps,
+        positions=positions,
+        num_draws=1 if num_draws is None else num_draws,
+        allowed=allowed,
+        history=history,
+        exempt=exempt,
+    )
+    match resolve_backend(backend, inputs):
         case "triton":
-            drawn = triton.draw(cut, base, params, support, seeds, steps)
+            drawn = triton.draw(inputs)
         case "rust":
-            drawn = native.draw(cut, base, params, support, seeds, steps)
+            drawn = native.draw(inputs)
         case _:
-            drawn = reference.draw(cut, base, params, support, seeds, steps)
+            drawn = reference.draw(inputs)
     logprobs = (drawn.log2_probabilities.to(torch.float64) * _NATS).to(torch.float32)
     is_empty = (drawn.status & STATUS_EMPTY) != 0
+    logprobs = torch.where(is_empty[:, None], -math.inf, logprobs)
+    tokens = drawn.tokens + inputs.first_id
     return SampleOutput(
-        tokens=drawn.tokens + low,
-        logprobs=torch.where(is_empty, -math.inf, logprobs),
+        tokens=tokens[:, 0] if num_draws is None else tokens,
+        logprobs=logprobs[:, 0] if num_draws is None else logprobs,
         num_kept=drawn.num_kept,
         status=drawn.status,
     )
 
 
-def resolve_backend(
-    backend: Backend, conditions: Sequence[torch.Tensor]
-) -> Literal["torch", "triton", "rust"]:
-    """The backend that draws from these logits; raises `ValueError` if it cannot be the one asked for."""
+def resolve_backend(backend: Backend, inputs: DrawInputs) -> Literal["torch", "triton", "rust"]:
+    """The backend that draws from these inputs; raises `ValueError` if it cannot be the one asked for."""
     if backend == "torch":
         return "torch"
     if backend not in get_args(Backend):
         raise ValueError(
             f"backend is {backend!r}; it must be one of {', '.join(get_args(Backend))}"
         )
-    is_on_cpu = conditions[0].device.type == "cpu"
-    if backend == "rust":
-        if not is_on_cpu:
-            raise ValueError(
-                f"the Rust backend needs CPU tensors, found {conditions[0].device}; backend='torch' does "
-                "what is asked here"
-            )
-        return "rust"
-    problem = triton.why_not(conditions)
-    if backend == "triton":
+    if backend != "auto":
+        problem = (native if backend == "rust" else triton).why_not(inputs)
         if problem is not None:
             raise ValueError(f"{problem}; backend='torch' does what is asked here")
-        return "triton"
-    if is_on_cpu:
-        return "rust"
+        return backend
+    if inputs.device.type == "cpu":
+        return "rust" if native.why_not(inputs) is None else "torch"
     from mmfast.kernels import triton_available
 
-    return "triton" if problem is None and triton_available() else "torch"
-
-
-def _num_rows(logits: torch.Tensor) -> int:
-    if logits.dim() != 2 or not logits.is_floating_point() or logits.dtype == torch.float64:
-        raise ValueError(
-            f"logits are {tuple(logits.shape)} {logits.dtype}; they must be [rows, ids] in float32, "
-            "float16 or bfloat16"
-        )
-    return logits.shape[0]
-
-
-def row_integers(
-    value: int | torch.Tensor, num_rows: int, name: str, device: torch.device
-) -> torch.Tensor:
-    """[B] int64 of one number for all rows or a tensor [B]; `ValueError` for any other tensor."""
-    if isinstance(value, int):
-        # A seed may be given as an unsigned 64-bit number; the bits are what counts.
-        value &= (1 << 64) - 1
-        signed = value - (1 << 64) if value >= 1 << 63 else value
-        return torch.full((num_rows,), signed, dtype=torch.int64, device=device)
-    if value.shape != (num_rows,) or value.dtype != torch.int64:
-        raise ValueError(
-            f"{name} is {tuple(value.shape)} {value.dtype}; it must be [{num_rows}] int64"
-        )
-    return value.to(device)
-
-
-def _check(
-    conditions: Sequence[torch.Tensor],
-    uncond: torch.Tensor | None,
-    params: SamplingParams,
-    seeds: torch.Tensor,
-    steps: torch.Tensor,
-) -> None:
-    num_rows = _num_rows(conditions[0])
-    for other in (*conditions[1:], *(() if uncond is None else (uncond,))):
-        if other.shape != conditions[0].shape:
-            raise ValueError(
-                f"streams differ in shape: {tuple(conditions[0].shape)} and {tuple(other.shape)}"
-            )
-    if len(conditions) != params.guidance.shape[0]:
-        raise ValueError(
-            f"{len(conditions)} conditional streams need as many guidance scales, "
-            f"not {params.guidance.shape[0]}"
-        )
-    if uncond is None and params.needs_unconditional:
-        raise ValueError(
-            "a guidance_scale other than 1, or further streams, need the unconditional logits `uncond`"
-        )
-    if not params.num_rows == seeds.shape[0] == steps.shape[0] == num_rows:
-        raise ValueError(
-            f"logits have {num_rows} rows, params {params.num_rows}, seeds {seeds.shape[0]}, "
-            f"steps {steps.shape[0]}"
-        )
-
-
-def _resolve_allowed(
-    allowed: Allowed | None, logits: torch.Tensor
-) -> tuple[int, int, torch.Tensor | None]:
-    """Range to read, and a mask inside it where the range does not say all."""
-    num_rows, num_ids = logits.shape
-    if num_ids == 0:
-        raise ValueError("logits have no ids to draw from")
-    if allowed is None:
-        return 0, num_ids, None
-    if isinstance(allowed, tuple):
-        low, high = allowed
-        if not 0 <= low < high <= num_ids:
-            raise ValueError(f"allowed range [{low}, {high}) is empty or outside 0..{num_ids}")
-        return low, high, None
-    allowed = allowed.to(logits.device)
-    if allowed.dtype == torch.bool:
-        if allowed.shape not in ((num_ids,), (1, num_ids), (num_rows, num_ids)):
-            raise ValueError(
-                f"allowed mask is {tuple(allowed.shape)}; it must be [{num_ids}] or "
-                f"[{num_rows}, {num_ids}]"
-            )
-        return 0, num_ids, allowed.reshape(-1, num_ids)
-    if allowed.shape != (num_rows, 2) or allowed.dtype != torch.int64:
-        raise ValueError(
-            f"allowed is {tuple(allowed.shape)} {allowed.dtype}; it must be (low, high), "
-            f"[{num_rows}, 2] int64 or a bool mask"
-        )
-    if num_rows == 0:
-        return 0, num_ids, None
-    low, high = int(allowed[:, 0].min()), int(allowed[:, 1].max())
-    if low < 0 or high > num_ids or bool((allowed[:, 0] >= allowed[:, 1]).any()):
-        raise ValueError(f"an allowed range is empty or outside 0..{num_ids}")
-    ids = torch.arange(low, high, device=logits.device)
-    return low, high, (ids >= allowed[:, :1]) & (ids < allowed[:, 1:])
+    return "triton" if triton.why_not(inputs) is None and triton_available() else "torch"

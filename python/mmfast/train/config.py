@@ -81,6 +81,36 @@ class ObjectiveConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What labels count. Names of ids are code ranges of the vocabulary, or `time` for `time_0 …`.
+
+    Attributes:
+        modality_weights: factor on the weight of labels by modality, e.g. `{image: 0.5}` (Emu3.5's
+            choice); 1 where none is given. Sentinels have a weight of their own: see the objective.
+        z_loss: factor on the squared logarithm of the softmax's sum; 1e-5 in Chameleon and Lumina-mGPT.
+        closed_ranges: labels in these ranges are scored among the ids of their range alone, as they are
+            where generation allows no others.
+        soft_std: ordered ids whose neighbours are half right: standard deviation, in ids, of the
+            Gaussian that stands for such a label, e.g. `{time: 1.0}` (VILA's LITA-1.5).
+    """
+
+    modality_weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    z_loss: float = 0.0
+    closed_ranges: list[str] = dataclasses.field(default_factory=list)
+    soft_std: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.z_loss >= 0:
+            raise ValueError(f"loss.z_loss is {self.z_loss}, but is negative")
+        for name, weight in self.modality_weights.items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"loss.modality_weights.{name} is {weight}, but is negative")
+        for name, std in self.soft_std.items():
+            if not std > 0:
+                raise ValueError(f"loss.soft_std.{name} is {std}, but must be positive")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW (Loshchilov and Hutter 2019). Decay applies to matrices, not to norms and biases.
 
@@ -147,14 +177,28 @@ class ParallelConfig:
         param_dtype: type of weights and activations in forward and backward; the master copy and
             the optimizer stay fp32. `bfloat16` is meant for CUDA.
         reduce_dtype: type in which gradients are summed over processes.
-        activation_checkpointing: recompute each block in the backward instead of keeping it.
+        activation_checkpointing: `full` computes each block anew in the backward instead of keeping it;
+            `selective` keeps matrix products and attention and computes the rest anew.
+        compile: compile each block with `torch.compile`.
+        replicate: copies of the model, each spread over the other processes (HSDP); 1 spreads it over all.
+            Usually the number of machines.
+        prefetch: blocks whose weights are gathered ahead, in forward and backward; 0 leaves it to torch.
     """
 
     wrap: Literal["block", "root"] = "block"
     reshard_after_forward: bool = True
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     reduce_dtype: Literal["float32", "bfloat16"] = "float32"
-    activation_checkpointing: bool = False
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    compile: bool = False
+    replicate: int = 1
+    prefetch: int = 1
+
+    def __post_init__(self) -> None:
+        if self.replicate < 1:
+            raise ValueError(f"parallel.replicate is {self.replicate}, but must be at least 1")
+        if self.prefetch < 0:
+            raise ValueError(f"parallel.prefetch is {self.prefetch}, but is negative")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -210,6 +254,7 @@ class TrainConfig:
         model: shape of the decoder.
         data: what to train on.
         objective: how documents become inputs and labels.
+        loss: which labels count, and how much.
         train: length, steps, logging, checkpoints.
         optimizer: AdamW.
         schedule: learning rate over the run.
@@ -221,6 +266,7 @@ class TrainConfig:
     model: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     train: LoopConfig = dataclasses.field(default_factory=LoopConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)

@@ -20,10 +20,10 @@ from torch import Tensor
 from mmfast.console import log
 from mmfast.distributed import rank
 from mmfast.files import write_json, write_text
+from mmfast.train.labels import modality_key
 
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
-MODALITY_NAMES = ("text", "image", "video", "audio")
 # Means over this many steps at either end stand for the first and the last loss in the summary.
 SUMMARY_STEPS = 20
 
@@ -183,13 +183,8 @@ def losses(sums: Tensor) -> dict[str, float]:
     figures = {"loss": sum(nll) / max(sum(weight), 1e-30)}
     for modality, modality_weight in enumerate(weight):
         if modality_weight > 0:
-            figures[f"loss_{modality_name(modality)}"] = nll[modality] / modality_weight
+            figures[f"loss_{modality_key(modality)}"] = nll[modality] / modality_weight
     return figures
-
-
-def modality_name(modality: int) -> str:
-    """Name of a modality's number, e.g. `image`."""
-    return MODALITY_NAMES[modality] if modality < len(MODALITY_NAMES) else f"modality_{modality}"
 
 
 def read_losses(folder: Path) -> list[float]:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mmfast.train.config import OptimizerConfig, ScheduleConfig
+from mmfast.train.parallel import local_part
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -49,16 +50,28 @@ def learning_rate(step: int, *, num_steps: int, config: ScheduleConfig, peak: fl
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
     """Global L2 norm of all gradients, fp32 scalar on their device, the same on every rank.
 
-    Works on the local shards with one collective: each rank holds its part of a one-dimensional
-    mesh, so the squares add up.
+    Works on the local shards with one collective: the squares of the ranks that share a copy of the
+    model add up.
     """
-    shards = [_local(p.grad) for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(shards).float()
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([local_part(g) for g in gradients]).float()
+    group = shard_group(gradients)
+    if group is not None and group.size() > 1:
         square = norm.square()
-        dist.all_reduce(square)
+        dist.all_reduce(square, group=group)
         norm = square.sqrt()
     return norm
+
+
+def shard_group(tensors: Sequence[Tensor]) -> dist.ProcessGroup | None:
+    """The ranks over which tensors are spread, None for plain ones."""
+    from torch.distributed.tensor import DTensor
+
+    for tensor in tensors:
+        if isinstance(tensor, DTensor):
+            # The last dimension of the mesh is the one that shards; one before it holds copies.
+            return tensor.device_mesh.get_group(tensor.device_mesh.ndim - 1)
+    return None
 
 
 def clipped_step(optimizer: torch.optim.AdamW, norm: Tensor, *, max_norm: float) -> Tensor:
@@ -78,9 +91,3 @@ def clipped_step(optimizer: torch.optim.AdamW, norm: Tensor, *, max_norm: float)
     fused.grad_scale = (norm / max_norm).clamp(min=1.0) if max_norm else None
     optimizer.step()
     return skipped
-
-
-def _local(tensor: Tensor) -> Tensor:
-    from torch.distributed.tensor import DTensor
-
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

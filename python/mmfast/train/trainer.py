@@ -38,6 +38,7 @@ from mmfast.train.agreement import raise_together, together
 from mmfast.train.checkpoint import RunState
 from mmfast.train.config import TrainConfig
 from mmfast.train.export import export_model
+from mmfast.train.labels import LabelRules
 from mmfast.train.loss import NUM_MODALITIES, DecoderWithLoss
 from mmfast.train.metrics import MetricsLog, StepRecord, write_summary
 from mmfast.train.optimizer import build_optimizer, clipped_step, gradient_norm, learning_rate
@@ -89,6 +90,7 @@ class _Run:
             self.state = RunState(world_size=world_size(), model=_shape(config))
             if resume_path is not None:
                 self.state = _checked_state(resume_path, config, self.dataset.vocabulary)
+            self.rules = LabelRules(config.loss, self.dataset.vocabulary)
             self.loader = datasets.open_loader(config, self.dataset.vocabulary)
             if resume_path is not None:
                 self.loader.load_state_dict(self.state.loader)
@@ -125,7 +127,7 @@ class _Run:
     def _build_model(self, *, fresh: bool) -> DecoderWithLoss:
         config = self.config
         decoder = build_decoder(config.model, self.dataset.vocabulary)
-        model = DecoderWithLoss(decoder)
+        model = DecoderWithLoss(decoder, z_loss=config.loss.z_loss)
         shard_model(model, config.parallel, device=self.device)
         model.to_empty(device=self.device)
         # Also on resume: it fills the buffers that no checkpoint holds.
@@ -152,7 +154,7 @@ class _Run:
         tokens, documents = state.tokens, state.documents
         for step in range(state.step, loop.steps):
             started = time.perf_counter()
-            batch, refusal = _try_next(batches)
+            batch, refusal = _try_next(batches, self.rules)
             wait_secs = time.perf_counter() - started
             num_refusals, weight_sum, num_tokens, num_documents, num_positions, stops = (
                 _sum_over_ranks(float(refusal is not None), *_figures(batch), float(stop.is_set()))
@@ -172,7 +174,12 @@ class _Run:
                 group["lr"] = lr
 
             sums = backward_batch(
-                self.model, batch, weight_sum=weight_sum, config=self.config, device=self.device
+                self.model,
+                batch,
+                weight_sum=weight_sum,
+                rules=self.rules,
+                config=self.config,
+                device=self.device,
             )
             norm = gradient_norm(self.parameters)
             skipped = clipped_step(
@@ -244,7 +251,12 @@ class _Run:
                 batch = datasets.next_batch(batches)
             assert batch is not None, "a validation stream has no end"
             sums = forward_rows(
-                self.model, batch, slice(None), config=self.config, device=self.device
+                self.model,
+                batch,
+                slice(None),
+                rules=self.rules,
+                config=self.config,
+                device=self.device,
             )
             totals += sums.by_modality
         loader.close()
@@ -296,10 +308,11 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _try_next(batches: Iterator[Batch]) -> tuple[Batch | None, Exception | None]:
-    """The next batch, or what kept this rank from getting it."""
+def _try_next(batches: Iterator[Batch], rules: LabelRules) -> tuple[Batch | None, Exception | None]:
+    """The next batch with its weights, or what kept this rank from getting it."""
     try:
-        return datasets.next_batch(batches), None
+        batch = datasets.next_batch(batches)
+        return (None if batch is None else rules.weighed(batch)), None
     except Exception as error:  # noqa: BLE001 -- raised once all ranks know of it
         return None, error
 
@@ -357,7 +370,7 @@ def _checked_state(path: Path, config: TrainConfig, vocabulary: Vocabulary) -> R
 def _shape(config: TrainConfig) -> dict[str, Any]:
     """The keys of the model that decide what its tensors are."""
     shape = dataclasses.asdict(config.model)
-    for key in ("preset", "init_from", "init_std"):
+    for key in ("preset", "init_from", "init_std", "residual_init", "position_std"):
         del shape[key]
     return shape
 
