@@ -130,6 +130,41 @@ def test_guidance_draws_from_the_mixed_logits(llama):
     assert (mixed.argmax(-1) + image.base).tolist() == list(result.ids)
 
 
+def test_a_repetition_penalty_counts_prompt_and_emitted_ids(llama):
+    grammar = TextGrammar(text=AllowedIds(((5, 45),)), stop_ids=(49,), max_ids=30)
+    settings = SamplingSettings(temperature=0.0, repetition_penalty=1e4)
+    request = Request(
+        streams=((7, 9, 11, 9),), grammar=grammar, sampling={"text": settings}, seed=3
+    )
+    for static in (False, True):
+        (result,) = Engine(llama, num_rows=2, static=static).run([request])
+        seen = list(request.streams[0])
+        logits = uncached_logits(llama, request.streams[0], result.ids)
+        for token, row in zip(result.ids, logits, strict=True):
+            row = row.clone()
+            row[seen] = torch.where(row[seen] > 0, row[seen] / 1e4, row[seen] * 1e4)
+            allowed = [*range(5, 45), 49]
+            assert token == allowed[int(row[allowed].argmax())]
+            seen.append(token)
+        assert len(set(result.ids)) == len(result.ids)
+
+
+def test_contrastive_decoding_takes_the_last_stream_as_the_weak_one(llama):
+    settings = SamplingSettings(temperature=0.0, contrastive_alpha=0.5, contrastive_k=3)
+    request = dataclasses.replace(image_request(4), sampling={"image": settings})
+    (result,) = Engine(llama, num_rows=4).run([request])
+    strong, weak = (uncached_logits(llama, prompt, result.ids) for prompt in request.streams)
+    image = VOCABULARY.range("image")
+    for token, s, w in zip(result.ids, strong, weak, strict=True):
+        s, w = s[image.base : image.end], w[image.base : image.end]
+        plausible = s.softmax(-1) >= 0.5 * s.softmax(-1).sort(descending=True).values[2]
+        score = torch.where(plausible, s - w, -torch.inf)
+        assert score.max() - score[token - image.base] <= 1e-4
+    alone = dataclasses.replace(request, streams=request.streams[:1], guidance_weights=())
+    with pytest.raises(UsageError, match="needs an unconditional stream"):
+        Engine(llama, num_rows=4).run([alone])
+
+
 def test_three_streams_mix_with_their_weights(llama):
     rng = np.random.default_rng(9)
     request = dataclasses.replace(

@@ -192,10 +192,18 @@ class DecodeStep:
         self.logprobs = state(num_places, dtype=torch.float32)
         self.status = state(dtype=torch.uint8)
 
-    def start_row(self, row: int, *, token: int, position: int, table: torch.Tensor | None) -> None:
-        """Puts a request into a row: its pending id, that id's place, and what it is to emit."""
-        self.ids[row] = token
-        self.positions[row] = position
+    def start_row(self, row: int, *, prompt: Sequence[int], table: torch.Tensor | None) -> None:
+        """Puts a request into a row whose cache holds all of the prompt but its last id.
+
+        Args:
+            row: which.
+            prompt: ids of the row's stream.
+            table: what it is to emit, None to be told place by place.
+        """
+        self.prompts[row, : len(prompt)] = torch.tensor(prompt, device=self.prompts.device)
+        self.prompts[row, len(prompt) :] = -1
+        self.ids[row] = prompt[-1]
+        self.positions[row] = len(prompt) - 1
         self.emitted[row] = 0
         self.is_live[row] = 1
         self.status[row] = 0
