@@ -137,3 +137,9 @@ def test_loss_and_gradients_are_those_of_the_whole_weighted_batch(launch, world_
     script = str(Path(__file__).with_name("normalisation_script.py"))
     codes, logged = launch(world_size=world_size, script=script)
     assert codes == [0] * world_size, logged
+
+
+def test_packed_rows_have_the_loss_and_gradients_of_the_documents_alone(launch):
+    script = str(Path(__file__).with_name("packing_script.py"))
+    codes, logged = launch(world_size=2, script=script)
+    assert codes == [0, 0], logged
