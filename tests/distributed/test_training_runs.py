@@ -59,7 +59,8 @@ def test_a_killed_run_goes_on_bitwise_as_if_it_had_not_been(
     unbroken, launch, read_losses, tmp_path, kill_step
 ):
     victim = kill_step % 2
-    arguments = overrides(tmp_path / "run")
+    # Written within the step, so that it is known which checkpoint the kill leaves.
+    arguments = [*overrides(tmp_path / "run"), "train.background_checkpoints=false"]
     die = {"rank": victim, "at": "step", "call": kill_step}
     codes, logged = launch(world_size=2, overrides=arguments, die=die)
     assert codes[victim] == -9, logged

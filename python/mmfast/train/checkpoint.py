@@ -201,8 +201,9 @@ def load_checkpoint(
     try:
         dcp.load(tensors, checkpoint_id=str(path), no_dist=not dist.is_initialized())
     except (dcp.api.CheckpointException, OSError, RuntimeError, EOFError) as error:
+        cause = _first_line(_operating_system_error(error) or error)
         raise CorruptDataError(
-            f"the checkpoint {path} cannot be read: {_first_line(error)}. Remove it to resume from the "
+            f"the checkpoint {path} cannot be read: {cause}. Remove it to resume from the "
             "one before, or start again with --resume never in another output folder."
         ) from error
     for key, value in tensors.items():
