@@ -40,7 +40,8 @@ def run(scenario):
         pid, status = os.wait()
         code = os.waitstatus_to_exitcode(status)
         codes[pids.pop(pid)] = code
-        if code == -signal.SIGKILL:
+        # Usually a killed rank takes the others along, as torchrun would see to.
+        if code == -signal.SIGKILL and scenario.get("die", {}).get("others") != "live":
             for other in pids:
                 os.kill(other, signal.SIGKILL)
     return codes

@@ -59,7 +59,8 @@ def test_a_killed_run_goes_on_bitwise_as_if_it_had_not_been(
     unbroken, launch, read_losses, tmp_path, kill_step
 ):
     victim = kill_step % 2
-    arguments = overrides(tmp_path / "run")
+    # Written within the step, so that it is known which checkpoint the kill leaves.
+    arguments = [*overrides(tmp_path / "run"), "train.background_checkpoints=false"]
     die = {"rank": victim, "at": "step", "call": kill_step}
     codes, logged = launch(world_size=2, overrides=arguments, die=die)
     assert codes[victim] == -9, logged
@@ -137,3 +138,9 @@ def test_loss_and_gradients_are_those_of_the_whole_weighted_batch(launch, world_
     script = str(Path(__file__).with_name("normalisation_script.py"))
     codes, logged = launch(world_size=world_size, script=script)
     assert codes == [0] * world_size, logged
+
+
+def test_packed_rows_have_the_loss_and_gradients_of_the_documents_alone(launch):
+    script = str(Path(__file__).with_name("packing_script.py"))
+    codes, logged = launch(world_size=2, script=script)
+    assert codes == [0, 0], logged
