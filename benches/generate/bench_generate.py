@@ -74,6 +74,8 @@ class BatchedGuidance(LogitsProcessor):
     """Row 0 conditional, row 1 unconditional; both become the mixture of their log-probabilities."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores [2, V] of both rows to one mixture for both."""
+        del input_ids
         conditional, unconditional = torch.log_softmax(scores, dim=-1)
         return (unconditional + GUIDANCE * (conditional - unconditional)).expand(2, -1)
 

@@ -139,8 +139,10 @@ def _joined(*projections: nn.Linear) -> tuple[torch.Tensor, torch.Tensor | None]
                 first.storage_offset(),
             )
         whole = torch.cat([part.detach() for part in parts])
-        for part, piece in zip(parts, whole.split(sizes), strict=True):
-            part.data = piece
+        start = 0
+        for part, size in zip(parts, sizes, strict=True):
+            part.data = whole[start : start + size]
+            start += size
         return whole
 
     weight = join("weight")
