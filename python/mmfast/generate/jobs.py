@@ -66,7 +66,7 @@ class JobSettings:
         for settings in self.sampling.values():
             try:
                 SamplingParams.prepare(
-                    1, guidance_scale=self.guidance_scale or 1.0, **dataclasses.asdict(settings)
+                    1, guidance_scale=self.guidance_scale or 1.0, **settings.given()
                 )
             except ValueError as error:
                 raise UsageError(f"these settings cannot be sampled with: {error}") from error

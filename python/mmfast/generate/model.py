@@ -102,7 +102,8 @@ class Model:
         engine = self._engine(num_rows)
 
         def run(share: Sequence[Request]) -> list[Result]:
-            with progress("generating", total=len(share), unit="requests") as job:
+            num_ids = sum(request.grammar.max_ids for request in share)
+            with progress("generating", total=num_ids, unit="ids") as job:
                 return engine.run(share, progress=job)
 
         return run_shared(requests, run)
