@@ -9,11 +9,9 @@ All give what `mmfast.sampling.reference.draw` defines, bit for bit, whatever th
 for the device; one buffer is allocated a call, or none with a `Workspace`, so calls can be captured in a CUDA graph.
 """
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,9 +25,6 @@ from mmfast.kernels.gather_candidates import Candidates, gather_candidates_kerne
 from mmfast.kernels.group_maxima import RowMaxima, group_maxima_kernel
 from mmfast.kernels.sampling_keys import LogitInputs
 from mmfast.kernels.sampling_numbers import triton
-
-if TYPE_CHECKING:
-    from mmfast.sampling.inputs import DrawInputs
 
 MAX_TOP_K = 4096
 """Largest top-k whose candidates one program holds."""
@@ -57,7 +52,9 @@ class LaunchShape:
     max_range: int = MAX_RANGE
 
     @classmethod
-    def of(cls, num_rows: int, num_ids: int, top_k_bound: int, num_processors: int) -> LaunchShape:
+    def of(
+        cls, num_rows: int, num_ids: int, top_k_bound: int, num_processors: int
+    ) -> "LaunchShape":
         """The shape for a batch.
 
         Args:
@@ -112,9 +109,15 @@ class Workspace:
 
 
 def draw_rows(
-    inputs: DrawInputs, *, shape: LaunchShape | None = None, workspace: Workspace | None = None
+    inputs: Any, *, shape: LaunchShape | None = None, workspace: Workspace | None = None
 ) -> DrawOutputs:
-    """Draws `inputs.num_draws` ids a row, counted from the start of the range that is read."""
+    """Draws `inputs.num_draws` ids a row, counted from the start of the range that is read.
+
+    Args:
+        inputs: a `mmfast.sampling.inputs.DrawInputs`, which this package does not import.
+        shape: how work is shared out; None takes what suits the batch and the device.
+        workspace: memory to use again; None allocates.
+    """
     outputs, launches = plan(inputs, shape=shape, workspace=workspace)
     for launch in launches:
         launch.run()
@@ -122,7 +125,7 @@ def draw_rows(
 
 
 def plan(
-    inputs: DrawInputs, *, shape: LaunchShape | None = None, workspace: Workspace | None = None
+    inputs: Any, *, shape: LaunchShape | None = None, workspace: Workspace | None = None
 ) -> tuple[DrawOutputs, list[Launch]]:
     """Where the draws will be, and the launches that put them there."""
     first = inputs.conditions[0]
@@ -227,7 +230,7 @@ def _bounded(
     ]
 
 
-def logit_inputs(inputs: DrawInputs, floor: torch.Tensor, likeliest: torch.Tensor) -> LogitInputs:
+def logit_inputs(inputs: Any, floor: torch.Tensor, likeliest: torch.Tensor) -> LogitInputs:
     """Logits as kernels take them; rows that are not contiguous are copied."""
     params, bits, history = inputs.params, inputs.bits, inputs.history
     conditions = tuple(map(_rows_contiguous, inputs.conditions))
@@ -258,7 +261,7 @@ def logit_inputs(inputs: DrawInputs, floor: torch.Tensor, likeliest: torch.Tenso
     )
 
 
-def row_parameters(inputs: DrawInputs) -> RowParameters:
+def row_parameters(inputs: Any) -> RowParameters:
     """Parameters of rows as kernels take them."""
     params = inputs.params
     return RowParameters(
