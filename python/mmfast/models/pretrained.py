@@ -107,8 +107,9 @@ def load_pretrained(
             weights = _read(folder)
         except (OSError, ValueError, RuntimeError) as error:
             failure = f"the weights in {folder} cannot be read: {error}"
-    if _told(failure):
-        raise UsageError(_told(failure))
+    failure = _told(failure)
+    if failure:
+        raise UsageError(failure)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in decoder.named_parameters():
         if is_adapter(name):
