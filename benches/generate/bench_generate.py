@@ -5,7 +5,7 @@ same 1,059 ids: 32 rows of 32 codes and an end of row, then end of frame, end of
 
 - mmfast: the engine with two rows; top-k 2048 at temperature 1, as Emu3's authors publish.
 - transformers, unbatched guidance: `generate` as Emu3's model card has it: a second forward for each id
-  (`UnbatchedClassifierFreeGuidanceLogitsProcessor`), `prefix_allowed_tokens_fn`, top-k 2048.
+  (`UnbatchedClassifierFreeGuidanceLogitsProcessor`), then a prefix function, top-k 2048.
 - transformers, batched guidance: conditional and unconditional prompt as two rows of one batch, mixed by
   a logits processor with the same formula, the same prefix function; greedy, so that both rows get the
   same id, which spares it the draw.
@@ -17,7 +17,10 @@ and it is clearly the largest.
 import pytest
 import torch
 from transformers import Emu3ForCausalLM, Emu3TextConfig, LogitsProcessor, LogitsProcessorList
-from transformers.generation import UnbatchedClassifierFreeGuidanceLogitsProcessor
+from transformers.generation import (
+    PrefixConstrainedLogitsProcessor,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
 
 from mmfast.generate import Engine, ImageGrammar, Request, SamplingSettings
 from mmfast.models import register_attention
@@ -60,7 +63,7 @@ def request(*, top_k: int = TOP_K, temperature: float = 1.0, seed: int = 0) -> R
 
 
 def prefix_function(prompt_length: int):
-    """The grammar as `prefix_allowed_tokens_fn`, which is called for every row and id."""
+    """The grammar as a prefix function, which is called for every row and id."""
     codes = list(range(CODES.base, CODES.end))
 
     def allowed(_, ids: torch.Tensor) -> list[int]:
@@ -80,6 +83,11 @@ class BatchedGuidance(LogitsProcessor):
         return (unconditional + GUIDANCE * (conditional - unconditional)).expand(2, -1)
 
 
+def processors(guidance: LogitsProcessor, prompt_length: int) -> LogitsProcessorList:
+    constraint = PrefixConstrainedLogitsProcessor(prefix_function(prompt_length), num_beams=1)
+    return LogitsProcessorList([guidance, constraint])
+
+
 def generate_unbatched(model: Emu3ForCausalLM) -> torch.Tensor:
     ids = torch.tensor([PROMPT])
     guidance = UnbatchedClassifierFreeGuidanceLogitsProcessor(
@@ -88,8 +96,7 @@ def generate_unbatched(model: Emu3ForCausalLM) -> torch.Tensor:
     return model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
-        logits_processor=LogitsProcessorList([guidance]),
-        prefix_allowed_tokens_fn=prefix_function(len(PROMPT)),
+        logits_processor=processors(guidance, len(PROMPT)),
         do_sample=True,
         top_k=TOP_K,
         max_new_tokens=NUM_IDS,
@@ -105,8 +112,7 @@ def generate_batched(model: Emu3ForCausalLM, num_ids: int = NUM_IDS) -> torch.Te
     return model.generate(
         ids,
         attention_mask=(ids != PAD).long(),
-        logits_processor=LogitsProcessorList([BatchedGuidance()]),
-        prefix_allowed_tokens_fn=prefix_function(length),
+        logits_processor=processors(BatchedGuidance(), length),
         do_sample=False,
         max_new_tokens=num_ids,
         eos_token_id=CLOSING[-1],
