@@ -137,6 +137,13 @@ kernel-resources: $(STAMP_BUILD) ## registers and memory of every sampling kerne
 gpu-train: $(STAMP_BUILD) ## training steps on one GPU beside transformers alone; JSON into benches/results
 	$(BIN)/python benches/train/gpu_train.py $(GPU_TRAIN_ARGS)
 
+# Likewise, e.g. `--only 760m`.
+GPU_GENERATE_ARGS ?=
+
+.PHONY: gpu-generate
+gpu-generate: $(STAMP_BUILD) ## pictures on one GPU beside transformers' generate; JSON into benches/results
+	$(BIN)/python benches/generate/gpu_generate.py $(GPU_GENERATE_ARGS)
+
 # Further datasets to hold against megatron-core, as prefixes.
 PEER_PREFIXES ?=
 
