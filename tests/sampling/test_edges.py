@@ -13,7 +13,7 @@ NAN, INF = math.nan, math.inf
 TILE = 1_024
 
 
-@pytest.fixture(params=["torch", "auto"])
+@pytest.fixture(params=["torch", "rust"])
 def backend(request) -> str:
     return request.param
 

@@ -13,7 +13,7 @@ from tests.sampling.oracle import Kept, kept, uniforms
 from mmfast.sampling import sample
 
 NUM_DRAWS = 1 << 21
-NUM_STEPS = 1 << 17
+NUM_STEPS = 1 << 16
 DRAWS_A_CALL = 1 << 18
 LEAST_EXPECTED = 25
 BOUND = 1e-4
@@ -148,15 +148,15 @@ def test_rare_ids_come_out_as_often_as_they_should(gap, num_steps):
         assert (draw_at(row, others[:6], backend) == head).all()
 
 
-def test_the_tail_appears_among_three_million_draws():
+def test_the_tail_appears_among_half_a_million_draws():
     """The same row drawn from in earnest: float32 samplers give no tail token in as many draws."""
-    num_draws, num_tail, gap = 3_000_000, 1 << 18, 20.5
+    num_draws, num_tail, gap = 500_000, 1 << 18, 20.5
     row = torch.full((1, num_tail + 1), -gap)
     row[0, 5] = 0.0
     tokens = sample(row, seeds=1, steps=0, num_draws=num_draws).tokens[0]
     tail = tokens[tokens != 5]
     expected = num_draws * num_tail * math.exp(-gap)
-    assert expected > 900
+    assert expected > 160
     assert abs(len(tail) - expected) < 4 * math.sqrt(expected)
     # Spread over all of it: neither a block of ids nor one residue is preferred.
     for groups in (tail * 8 // (num_tail + 1), tail % 8):

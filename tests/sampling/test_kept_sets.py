@@ -10,7 +10,7 @@ from tests.sampling.oracle import BOUNDARY, assert_kept, kept
 from mmfast.sampling import sample
 
 
-@pytest.fixture(params=["torch", "auto"])
+@pytest.fixture(params=["torch", "rust"])
 def backend(request) -> str:
     return request.param
 
