@@ -18,6 +18,8 @@ from mmfast.console import log
 from mmfast.distributed import rank
 from mmfast.files import write_json
 from mmfast.models.decoder import DecoderConfig, build_decoder
+from mmfast.models.lora import merged
+from mmfast.tokenizers.protocol import is_torchscript_folder
 from mmfast.train.agreement import together
 from mmfast.train.datasets import (
     RECIPE_FILE,
@@ -36,6 +38,7 @@ def export_model(
     config: DecoderConfig,
     dataset: DatasetFolder,
     dtype: torch.dtype = torch.float32,
+    lora_scale: float = 0.0,
 ) -> None:
     """Gathers the weights on rank 0 and writes `folder`, replacing an earlier export.
 
@@ -47,6 +50,7 @@ def export_model(
         config: the model's shape.
         dataset: source of vocabulary, tokenizers and recipe.
         dtype: type of the written weights.
+        lora_scale: of adapters, which are merged into the weights.
 
     Raises:
         VocabularyMismatchError: the image tokenizer is no longer the one that the data was made with.
@@ -56,6 +60,7 @@ def export_model(
     )
     with together():
         if rank() == 0:
+            weights = merged(weights, scale=lora_scale)
             require_image_tokenizer(dataset)
             temporary = folder.with_name(folder.name + ".tmp")
             shutil.rmtree(temporary, ignore_errors=True)
@@ -110,7 +115,10 @@ def _write_companions(dataset: DatasetFolder, folder: Path) -> None:
         return
     recipe = dict(dataset.recipe)
     source = dataset.image_tokenizer
-    if source is not None:
+    if source is not None and is_torchscript_folder(source):
+        # Programs stay where the user put them: a model folder must be safe to load.
+        recipe["image_tokenizer"] = {**recipe["image_tokenizer"], "path": str(source.resolve())}
+    elif source is not None:
         shutil.copytree(source, folder / IMAGE_TOKENIZER_FOLDER)
         recipe["image_tokenizer"] = {**recipe["image_tokenizer"], "path": IMAGE_TOKENIZER_FOLDER}
     elif recipe.get("image_tokenizer"):

@@ -53,7 +53,7 @@ class LabelRules:
         names = dict.fromkeys([*config.closed_ranges, *config.soft_std])
         self.choices = [
             _Choice(
-                *_ids_of(name, vocabulary),
+                *ids_of(name, vocabulary, key="loss"),
                 closed=name in config.closed_ranges,
                 soft_std=config.soft_std.get(name, 0.0),
             )
@@ -115,8 +115,12 @@ def to_device(groups: Iterable[LabelGroup], device: torch.device) -> list[LabelG
     ]
 
 
-def _ids_of(name: str, vocabulary: Vocabulary) -> tuple[int, int]:
-    """First id and end of a code range, or of the special tokens `time_0, time_1, …`."""
+def ids_of(name: str, vocabulary: Vocabulary, *, key: str) -> tuple[int, int]:
+    """First id and end of a code range, or of the special tokens `time_0, time_1, …`.
+
+    Raises:
+        ConfigError: there is no such range; the text names the configuration's `key`.
+    """
     ranges = {r.name: (r.base, r.end) for r in vocabulary.ranges}
     prefix = f"{TIME_TOKENS}_"
     times = sorted(
@@ -128,7 +132,7 @@ def _ids_of(name: str, vocabulary: Vocabulary) -> tuple[int, int]:
         ranges.setdefault(TIME_TOKENS, (times[0], times[-1] + 1))
     if name not in ranges:
         raise ConfigError(
-            f"the loss section names ids {name!r}, but the vocabulary has "
+            f"{key} names ids {name!r}, but the vocabulary has "
             f"{', '.join(sorted(ranges)) or 'no code ranges'}"
         )
     return ranges[name]

@@ -4,27 +4,48 @@ A step whose gradients are not finite is skipped on the device: the fused kernel
 moments alone when it is told so by a flag, the mechanism that torch's own gradient scaler uses.
 """
 
+import fnmatch
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mmfast.errors import ConfigError
 from mmfast.train.config import OptimizerConfig, ScheduleConfig
 from mmfast.train.parallel import local_part
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Fused AdamW; weight decay on matrices and tables only."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig, *, undecayed: Collection[nn.Parameter] = ()
+) -> torch.optim.AdamW:
+    """Fused AdamW over what is trained.
+
+    Args:
+        model: sharded or not.
+        config: `undecayed` holds patterns of names.
+        undecayed: further parameters without weight decay; vectors have none in any case.
+
+    Raises:
+        ConfigError: nothing is trained.
+    """
+    spared = {id(parameter) for parameter in undecayed}
+    groups: dict[float, list[nn.Parameter]] = {config.weight_decay: [], 0.0: []}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        is_spared = (
+            parameter.ndim < 2
+            or id(parameter) in spared
+            or any(fnmatch.fnmatchcase(name, pattern) for pattern in config.undecayed)
+        )
+        groups[0.0 if is_spared else config.weight_decay].append(parameter)
+    if not any(groups.values()):
+        raise ConfigError("nothing is trained: see train.trainable and lora.rank")
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [{"params": group, "weight_decay": decay} for decay, group in groups.items() if group],
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
