@@ -13,7 +13,7 @@ NAN, INF = math.nan, math.inf
 TILE = 1_024
 
 
-@pytest.fixture(params=["torch", "rust"])
+@pytest.fixture(params=["torch", "auto"])
 def backend(request) -> str:
     return request.param
 

@@ -10,7 +10,7 @@ from tests.sampling.oracle import BOUNDARY, assert_kept, kept
 from mmfast.sampling import sample
 
 
-@pytest.fixture(params=["torch", "rust"])
+@pytest.fixture(params=["torch", "auto"])
 def backend(request) -> str:
     return request.param
 

@@ -58,7 +58,7 @@ def drawn_from(scores: torch.Tensor) -> Kept:
 
 
 def assert_drawn_from(scores: torch.Tensor, *logits: torch.Tensor, **arguments) -> None:
-    for backend, most in (("rust", 60), ("torch", 4)):
+    for backend, most in (("auto", 60), ("torch", 4)):
         assert_kept(drawn_from(scores), *logits, rare=True, most=most, backend=backend, **arguments)
 
 
@@ -215,7 +215,7 @@ def test_cm3leon_contrastive_decoding_of_six_ids(k, alpha, golden):
     uncond = torch.tensor([2, 2.5, 0, 0.5, -2, -1])
     expected = drawn_from(contrastive(cond, uncond, alpha, k))
     assert dict(zip(expected.ids.tolist(), expected.probabilities.round(4), strict=True)) == golden
-    for backend in ("rust", "torch"):
+    for backend in ("auto", "torch"):
         assert_kept(
             expected, cond, uncond, contrastive_alpha=alpha, contrastive_k=k, backend=backend
         )
