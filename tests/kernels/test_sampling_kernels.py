@@ -1,0 +1,115 @@
+"""Gates of the sampling kernels: interpreter against reference, ahead-of-time compile, GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed; it comes with CUDA builds of torch")
+
+HERE = Path(__file__).parent
+
+
+BENCH = HERE.parents[1] / "benches/kernels/gpu_sampling.py"
+
+
+def run_script(name: str, *arguments: str, cache: Path, interpret: bool) -> dict | list:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
+    if interpret:
+        environment["TRITON_INTERPRET"] = "1"
+    done = subprocess.run(
+        [sys.executable, str(HERE / name), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+def test_kernels_and_reference_import_without_the_native_extension():
+    code = (
+        "import sys; sys.modules['mmfast._mmfast'] = None; "
+        "import mmfast.kernels.draw_rows, mmfast.sampling.reference, mmfast.sampling.inputs"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("path", "count"), [("range", 200), ("bounded", 60), ("streaming", 40)])
+def test_interpreter_equals_the_reference_on_random_configurations(path, count, tmp_path):
+    outcome = run_script(
+        "interpret_sampling.py", path, "0", str(count), cache=tmp_path, interpret=True
+    )
+    assert outcome["num_configurations"] == count
+    assert outcome["num_rows"] >= count
+    assert outcome["different"] == []
+
+
+@pytest.mark.aot
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_every_kernel_compiles_without_spills_or_inexact_instructions(capability, tmp_path):
+    results = run_script("compile_sampling.py", str(capability), cache=tmp_path, interpret=False)
+    assert len({r["kernel"] for r in results}) >= 5
+    for r in results:
+        assert r["registers"] <= 255, r
+        assert r["stack_bytes"] == r["local_bytes"] == 0, f"registers spilled: {r}"
+        assert r["shared_bytes"] <= 99 * 1024, r
+        assert r["num_fma_ptx"] == 0, f"a fused multiply-add: {r}"
+        assert r["num_ftz_ptx"] == 0, f"flushes subnormals: {r}"
+        # the repetition penalty's correctly rounded division is made of such instructions
+        if r["num_divisions_ptx"] == 0:
+            assert r["num_fused"] == 0, f"a fused multiply-add: {r}"
+            assert r["num_flushing"] == 0, f"flushes subnormals: {r}"
+
+
+def test_the_gpu_benchmark_checks_and_times_every_row_on_a_dry_run(tmp_path):
+    output = tmp_path / "results.json"
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(BENCH), "--dry-run", "--output", str(output)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "DIFFERENT" not in done.stdout
+    assert done.stdout.count("equal") == 8
+    rows = json.loads(output.read_text())["rows"]
+    assert {(row["ids"], row["contender"]) for row in rows} == {
+        (ids, contender)
+        for ids in (300, 64)
+        for contender in ("mmfast", "flashinfer, torch guidance", "torch.compile")
+    }
+    for row in rows:
+        assert row["floor_us"] > 0
+        assert ("problem" in row) != (row.get("warm", 0) > 0)
+        assert row["contender"] != "mmfast" or "problem" not in row
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("width", [33, 2048, 8192, 184_622])
+@pytest.mark.parametrize("top_k_of_row_0", [0, 1])
+def test_gpu_equals_the_reference(width, top_k_of_row_0):
+    from mmfast.sampling import sample
+
+    generator = torch.Generator().manual_seed(width)
+    logits, uncond = torch.randn(2, 64, width, generator=generator).to(torch.bfloat16) * 3
+    arguments = {
+        "guidance_scale": 3.0,
+        "temperature": 0.9,
+        "top_k": top_k_of_row_0 + torch.arange(64) * 20,
+        "top_p": 0.9,
+        "min_p": 0.001,
+        "seeds": torch.arange(64),
+        "steps": 5,
+    }
+    expected = sample(logits, uncond, backend="torch", **arguments)
+    found = sample(logits.cuda(), uncond.cuda(), backend="triton", **arguments)
+    assert torch.equal(expected.tokens, found.tokens.cpu())
+    assert torch.equal(expected.num_kept, found.num_kept.cpu())
+    assert torch.equal(expected.logprobs, found.logprobs.cpu())
