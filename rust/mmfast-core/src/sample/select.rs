@@ -12,6 +12,8 @@ const BUCKET_BITS: u32 = 12;
 const FEW: usize = 64;
 /// Entries looked at together.
 const CHUNK: usize = 16;
+/// Keys passed over together where none is large enough.
+const SPAN: usize = 4 * CHUNK;
 
 /// What is ranked and weighed: a key, alone or with its id. Larger ranks higher.
 pub(super) trait Entry: Copy + Ord + Send + Sync {
@@ -58,28 +60,36 @@ impl Entry for Ranked {
 /// Appends the keys that are at least `bound`, in the order of their ids, of which the first is `first_id`.
 #[inline(always)]
 pub(super) fn collect(keys: &[u32], first_id: usize, bound: u32, found: &mut Vec<Ranked>) {
-    let chunks = keys.as_chunks::<CHUNK>();
     // There are at most 2^19 - 1 keys.
     let first_id = u32::try_from(first_id).unwrap_or(u32::MAX);
-    for (id, chunk) in (first_id..).step_by(CHUNK).zip(chunks.0) {
+    let (spans, rest) = keys.as_chunks::<SPAN>();
+    for (id, span) in (first_id..).step_by(SPAN).zip(spans) {
         // Without an early exit this is a few wide instructions.
-        let mut marked = 0_u32;
-        for (place, key) in chunk.iter().enumerate() {
-            marked |= u32::from(*key >= bound) << place;
-        }
-        while marked != 0 {
-            let place = marked.trailing_zeros();
-            marked &= marked - 1;
-            if let Some(key) = chunk.get(place as usize) {
-                found.push(Ranked::new(*key, id + place));
+        if span.iter().fold(false, |any, key| any | (*key >= bound)) {
+            for (id, chunk) in (id..).step_by(CHUNK).zip(span.as_chunks().0) {
+                collect_chunk(chunk, id, bound, found);
             }
         }
     }
-    let rest = keys.len() - chunks.1.len();
-    let first_id = first_id.saturating_add(u32::try_from(rest).unwrap_or(u32::MAX));
-    for (id, key) in (first_id..).zip(chunks.1) {
+    let first_id = first_id.saturating_add(u32::try_from(spans.len() * SPAN).unwrap_or(u32::MAX));
+    for (id, key) in (first_id..).zip(rest) {
         if *key >= bound {
             found.push(Ranked::new(*key, id));
+        }
+    }
+}
+
+#[inline(always)]
+fn collect_chunk(chunk: &[u32; CHUNK], id: u32, bound: u32, found: &mut Vec<Ranked>) {
+    let mut marked = 0_u32;
+    for (place, key) in chunk.iter().enumerate() {
+        marked |= u32::from(*key >= bound) << place;
+    }
+    while marked != 0 {
+        let place = marked.trailing_zeros();
+        marked &= marked - 1;
+        if let Some(key) = chunk.get(place as usize) {
+            found.push(Ranked::new(*key, id + place));
         }
     }
 }
@@ -195,24 +205,27 @@ pub(super) fn last_of_nucleus(
     buckets: &mut Buckets,
     edge: &mut Vec<Ranked>,
 ) -> Ranked {
-    let deepest = entries.iter().fold(0, |deepest, entry| {
-        let depth = scale.exponent(entry.key());
-        deepest.max(if *entry >= bound { depth } else { 0 })
+    let smallest = entries.iter().fold(u32::MAX, |smallest, entry| {
+        let key = entry.key();
+        smallest.min(if *entry >= bound { key } else { u32::MAX })
     });
-    let shift = shift_for(deepest);
+    if smallest == u32::MAX {
+        return bound;
+    }
+    let shift = shift_for(scale.exponent(smallest));
+    let bucket = |entry: Ranked| (scale.exponent(entry.key()) >> shift) as usize % NUM_BUCKETS;
     let masses = buckets.cleared();
     let (chunks, rest) = entries.as_chunks::<CHUNK>();
     for chunk in chunks {
-        // Depths and weights are wide instructions, the sums are not.
-        let depths = chunk.map(|entry| scale.exponent(entry.key()) >> shift);
+        // Places and weights are wide instructions, the sums are not.
+        let places = chunk.map(bucket);
         let weights = chunk.map(|entry| scale.weight_from(entry, bound));
-        for (depth, weight) in depths.iter().zip(weights) {
-            masses[(*depth as usize).min(NUM_BUCKETS - 1)] += weight;
+        for (place, weight) in places.iter().zip(weights) {
+            masses[*place] += weight;
         }
     }
     for entry in rest {
-        let depth = scale.exponent(entry.key()) >> shift;
-        masses[(depth as usize).min(NUM_BUCKETS - 1)] += scale.weight_from(*entry, bound);
+        masses[bucket(*entry)] += scale.weight_from(*entry, bound);
     }
     let mut before = 0;
     let crossing = masses.iter().position(|mass| {
@@ -224,10 +237,14 @@ pub(super) fn last_of_nucleus(
         return bound;
     };
     edge.clear();
-    edge.extend(entries.iter().filter(|entry| {
-        let depth = scale.exponent(entry.key()) >> shift;
-        (depth as usize).min(NUM_BUCKETS - 1) == crossing && **entry >= bound
-    }));
+    let is_inside = |entry: Ranked| (bucket(entry) == crossing) & (entry >= bound);
+    for chunk in chunks {
+        let inside = chunk.map(is_inside);
+        if inside.iter().fold(false, |any, inside| any | inside) {
+            edge.extend(chunk.iter().zip(inside).filter(|(_, inside)| *inside).map(|(entry, _)| *entry));
+        }
+    }
+    edge.extend(rest.iter().copied().filter(|entry| is_inside(*entry)));
     edge.sort_unstable_by(|a, b| b.cmp(a));
     let mut last = bound;
     for entry in edge.iter() {

@@ -42,11 +42,6 @@ impl Scale {
     /// How far a logit lies below the largest: floor(x 2^26) of x bits; 63 bits or more, NaN included,
     /// count as 63.
     #[inline(always)]
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "between 0 and 63 * 2^26, which fits"
-    )]
     pub(super) fn exponent(self, key: u32) -> u32 {
         let gap = flush(flush(self.top - logit_of(key)) * self.bits_per_logit);
         let capped = if gap < MAX_EXPONENT {
@@ -54,7 +49,13 @@ impl Scale {
         } else {
             MAX_EXPONENT
         };
-        (capped * EXPONENT_STEPS) as u32
+        let positive = if capped > 0.0 { capped } else { 0.0 };
+        // A cast that saturates is not a wide instruction.
+        #[expect(unsafe_code, reason = "a cast that loops over ids can be made wide with")]
+        // SAFETY: between 0 and 63, and no NaN, by the two lines above; 63 * 2^26 fits.
+        unsafe {
+            (positive * EXPONENT_STEPS).to_int_unchecked()
+        }
     }
 
     /// The weight of a key that is not absent.
