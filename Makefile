@@ -121,6 +121,13 @@ $(VENV)-peers/.stamp-dependencies: constraints/peers.txt $(STAMP_DEPS)
 	$(BIN)/uv pip install --quiet --python $(VENV)-peers/bin/python $(UV_FLAGS) --no-deps -r constraints/peers.txt
 	touch $@
 
+# Further arguments, e.g. `--only 350m`.
+GPU_TRAIN_ARGS ?=
+
+.PHONY: gpu-train
+gpu-train: $(STAMP_BUILD) ## training steps on one GPU beside transformers alone; JSON into benches/results
+	$(BIN)/python benches/train/gpu_train.py $(GPU_TRAIN_ARGS)
+
 # Further datasets to hold against megatron-core, as prefixes.
 PEER_PREFIXES ?=
 

@@ -1,4 +1,4 @@
-"""What the data plane promises in numbers, and which named peer stands for its group.
+"""What the data plane, the trainer and the sampler promise in numbers, and which named peer stands for its group.
 
 Each target reads one value from a results file, by wall clock or by CPU time. `table.py` prints both
 beside the promise; no test asserts on any of them.
@@ -83,6 +83,11 @@ def times(group: str, contender: str, peer: str) -> Callable[[Results, Clock], f
     return ratio
 
 
+def times_by_wall_clock(group: str, contender: str, peer: str) -> Callable[[Results, Clock], float]:
+    """Of threads, which take the same CPU time together."""
+    return lambda results, _: times(group, contender, peer)(results, "wall")
+
+
 def fact(
     group: str, contender: str, name: str, scale: float = 1.0
 ) -> Callable[[Results, Clock], float]:
@@ -92,6 +97,11 @@ def fact(
 def more(group: str, contender: str, peer: str, name: str) -> Callable[[Results, Clock], float]:
     """By how much a noted number is above the peer's."""
     return lambda results, _: results.fact(group, contender, name) - results.fact(group, peer, name)
+
+
+def of(group: str, contender: str, peer: str, name: str) -> Callable[[Results, Clock], float]:
+    """A noted number as a part of the peer's."""
+    return lambda results, _: results.fact(group, contender, name) / results.fact(group, peer, name)
 
 
 WRITE = "write, batch call"
@@ -107,6 +117,16 @@ PACK = "pack 2 M lengths, {}"
 PACK_SMALL = "pack 20,000 lengths, lognormal"
 PACK_WINDOW = "pack a window of 65,536 lengths, lognormal"
 RESUME = "resume, to the first batch of 32 x 4,096"
+LOSS = "loss, 4,096 tokens, width 1,536, 65,536 ids"
+LOSS_PEER = "torch matmul and cross_entropy"
+GUIDED = "sample, 8 rows of 184,622 ids, guided, k 2048, p 0.9"
+GUIDED_OURS = "mmfast sample_prepared"
+GUIDED_PEERS = ("transformers, guided logits", "transformers, guided log-probabilities")
+GUIDED_TORCH = "torch lerp, topk, multinomial"
+RANGE = "sample, 8 rows, 32,768 of the ids allowed"
+FILTERS = "sample, 8 rows of 184,622 ids, other filters"
+THREADS = "sample, {} x 184,622 ids, guided, by threads"
+THREADED_ROWS = (8, 1)
 CORPORA = ("lognormal", "half a row", "captioned images")
 
 # The contender of each group that the others are compared with.
@@ -121,6 +141,11 @@ PEER_OF_GROUP = {
     READ_UNMAPPED: "megatron-core mmap=False, ds[i]",
     BATCHES: "megatron-core GPTDataset + collate",
     RESUME: "megatron-core GPTDataset, indices cached, new",
+    LOSS: LOSS_PEER,
+    GUIDED: GUIDED_PEERS[0],
+    RANGE: "mmfast, all ids allowed",
+    FILTERS: "torch lerp, softmax, multinomial",
+    **{THREADS.format(rows): "mmfast, threads: 1" for rows in THREADED_ROWS},
     PACK_SMALL: "trl algorithm, all at once",
     **{PACK.format(corpus): "trl algorithm, all at once" for corpus in CORPORA},
 }
@@ -252,5 +277,47 @@ TARGETS = (
         "{:.1f} ms",
         milliseconds(RESUME, "mmfast Loader, packed, warm"),
         at_most=20,
+    ),
+    Target(
+        "loss, peak memory without the weights' gradient, of the plain path's",
+        "{:.3f}",
+        of(LOSS, "mmfast weighted_nll", LOSS_PEER, "peak_mib"),
+        at_most=1 / 6,
+    ),
+    Target(
+        "loss, speed of the plain path's",
+        "{:.2f} times",
+        times(LOSS, "mmfast weighted_nll", LOSS_PEER),
+        at_least=1 / 1.15,
+    ),
+    *(
+        Target(
+            f"guided sampling on one thread, of {peer}",
+            "{:.1f} times",
+            times(GUIDED, GUIDED_OURS, peer),
+            at_least=35,
+        )
+        for peer in GUIDED_PEERS
+    ),
+    Target(
+        "guided sampling on one thread, of the best recipe in eager torch",
+        "{:.2f} times",
+        times(GUIDED, GUIDED_OURS, GUIDED_TORCH),
+        at_least=3.5,
+    ),
+    Target(
+        "guided sampling from 32,768 allowed ids, of all 184,622",
+        "{:.2f} times",
+        times(RANGE, "mmfast, range allowed", "mmfast, all ids allowed"),
+        at_least=2,
+    ),
+    *(
+        Target(
+            f"guided sampling, batch of {rows}, two threads of one, by wall clock",
+            "{:.2f} times",
+            times_by_wall_clock(THREADS.format(rows), "mmfast, threads: 2", "mmfast, threads: 1"),
+            at_least=1.7,
+        )
+        for rows in THREADED_ROWS
     ),
 )

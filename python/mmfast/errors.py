@@ -53,6 +53,14 @@ class StateMismatchError(MmfastError):
     """A saved data state belongs to another stream (other data, window, capacity or objective)."""
 
 
+class CheckpointError(MmfastError):
+    """A checkpoint cannot be written; older ones are whole, so the run can go on from them."""
+
+
+class TrainingError(MmfastError):
+    """Training cannot go on: memory is short, a process is gone. The text says what to change."""
+
+
 class InternalError(MmfastError):
     """A bug of ours: the text says what to report."""
 

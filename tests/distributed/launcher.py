@@ -3,8 +3,8 @@
 A line of input is a scenario in JSON: a training run, the same through the command with its own way to
 end, or a script that every rank runs. torch is
 imported once; each rank of each scenario is a fork of this process. A scenario may name a rank that
-ends itself at a step: by SIGKILL in the midst of the step or of a save, or by SIGTERM, as a machine's
-scheduler would. A line of output is the list of the ranks' exit codes.
+ends itself at a step: by SIGKILL in the midst of the step, of a save or some time after one began, or by
+SIGTERM, as a machine's scheduler would. A line of output is the list of the ranks' exit codes.
 """
 
 import json
@@ -13,6 +13,7 @@ import runpy
 import signal
 import socket
 import sys
+import threading
 import traceback
 
 import transformers
@@ -40,7 +41,8 @@ def run(scenario):
         pid, status = os.wait()
         code = os.waitstatus_to_exitcode(status)
         codes[pids.pop(pid)] = code
-        if code == -signal.SIGKILL:
+        # Usually a killed rank takes the others along, as torchrun would see to.
+        if code == -signal.SIGKILL and scenario.get("die", {}).get("others") != "live":
             for other in pids:
                 os.kill(other, signal.SIGKILL)
     return codes
@@ -83,13 +85,16 @@ def arm(die):
     module, name, number = {
         "step": (mmfast.train.trainer, "gradient_norm", signal.SIGKILL),
         "save": (mmfast.train.checkpoint, "publish", signal.SIGKILL),
+        "saving": (mmfast.train.checkpoint.CheckpointWriter, "save", signal.SIGKILL),
         "sigterm": (mmfast.train.trainer, "gradient_norm", signal.SIGTERM),
     }[die["at"]]
     original, calls = getattr(module, name), []
 
     def hooked(*args, **kwargs):
         calls.append(None)
-        if len(calls) == die["call"]:
+        if len(calls) == die["call"] and "wait" in die:
+            threading.Timer(die["wait"], os.kill, (os.getpid(), number)).start()
+        elif len(calls) == die["call"]:
             os.kill(os.getpid(), number)
         return original(*args, **kwargs)
 

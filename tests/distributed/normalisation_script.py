@@ -7,6 +7,7 @@ from mmfast.data import Batch
 from mmfast.distributed import process_group, rank, world_size
 from mmfast.models import build_decoder, initialise
 from mmfast.train.config import load_train_config
+from mmfast.train.labels import LabelRules
 from mmfast.train.loss import DecoderWithLoss
 from mmfast.train.optimizer import gradient_norm
 from mmfast.train.parallel import shard_model
@@ -58,10 +59,8 @@ def by_hand(config):
     return loss.item(), {name: p.grad for name, p in decoder.named_parameters()}
 
 
-def check(wrap, micro_rows):
-    config = load_train_config(
-        "tiny", [f"parallel.wrap={wrap}", f"train.micro_batch_bins={micro_rows}"]
-    )
+def check(*overrides):
+    config = load_train_config("tiny", list(overrides))
     expected_loss, expected = by_hand(config)
     model = DecoderWithLoss(build_decoder(config.model, VOCABULARY))
     shard_model(model, config.parallel, device=CPU)
@@ -69,7 +68,10 @@ def check(wrap, micro_rows):
     initialise(model.decoder, config.model, seed=3)
     weight_sum = float(all_rows()[2].double().sum())
     rows = slice(rank() * ROWS // world_size(), (rank() + 1) * ROWS // world_size())
-    sums = backward_batch(model, batch_of(rows), weight_sum=weight_sum, config=config, device=CPU)
+    rules = LabelRules(config.loss, VOCABULARY)
+    sums = backward_batch(
+        model, batch_of(rows), weight_sum=weight_sum, rules=rules, config=config, device=CPU
+    )
     torch.distributed.all_reduce(sums)
     loss = float(sums[0].sum() / sums[1].sum())
     assert abs(loss - expected_loss) < 1e-6, (loss, expected_loss)
@@ -84,4 +86,9 @@ if __name__ == "__main__":
     with process_group():
         for wrap in ("block", "root"):
             for micro_rows in (0, 1, 2):
-                check(wrap, micro_rows)
+                check(f"parallel.wrap={wrap}", f"train.micro_batch_bins={micro_rows}")
+        for kind in ("selective", "full"):
+            check(f"parallel.activation_checkpointing={kind}", "train.micro_batch_bins=2")
+        check("parallel.prefetch=0")
+        check("parallel.reshard_after_forward=false", "train.micro_batch_bins=1")
+        check(f"parallel.replicate={world_size()}", "train.micro_batch_bins=1")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -48,26 +47,6 @@ def test_a_run_leaves_a_summary(unbroken):
     assert summary["steps"] == STEPS
     assert summary["world_size"] == 2
     assert summary["last_loss"] <= summary["first_loss"]
-
-
-# One kill before the first checkpoint and one after each of the next two.
-KILL_STEPS = [random.Random(20 + k).randint(6 * k + 2, 6 * k + 5) for k in range(3)]
-
-
-@pytest.mark.parametrize("kill_step", KILL_STEPS)
-def test_a_killed_run_goes_on_bitwise_as_if_it_had_not_been(
-    unbroken, launch, read_losses, tmp_path, kill_step
-):
-    victim = kill_step % 2
-    arguments = overrides(tmp_path / "run")
-    die = {"rank": victim, "at": "step", "call": kill_step}
-    codes, logged = launch(world_size=2, overrides=arguments, die=die)
-    assert codes[victim] == -9, logged
-    codes, logged = launch(world_size=2, overrides=arguments)
-    assert codes == [0, 0], logged
-    last_save = (kill_step - 1) // SAVE_EVERY * SAVE_EVERY
-    assert (f"step-{last_save} at step {last_save}" in logged) == (last_save > 0)
-    assert read_losses(tmp_path / "run") == read_losses(unbroken(2))
 
 
 def test_sigterm_saves_and_exits_with_zero(unbroken, launch, read_losses, tmp_path):
@@ -132,8 +111,39 @@ def test_a_checkpoint_of_two_processes_is_continued_by_one(unbroken, launch, rea
     assert max(abs(continued[s][0] - expected[s][0]) for s in continued) <= 1e-5
 
 
+def test_a_checkpoint_of_one_process_is_continued_by_two_with_the_same_data(
+    unbroken, launch, tmp_path
+):
+    """Between 1 and 2 processes the order of the data is the same to the token, either way."""
+
+    def progress(folder):
+        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        keys = ("tokens", "documents", "padding_fraction")
+        return {line["step"]: [line[key] for key in keys] for line in lines}
+
+    codes, logged = launch(
+        world_size=2,
+        overrides=overrides(tmp_path / "run"),
+        resume=str(unbroken(1) / "checkpoints" / "step-18"),
+    )
+    assert codes == [0, 0], logged
+    continued, expected = progress(tmp_path / "run"), progress(unbroken(1))
+    assert continued == {step: expected[step] for step in (19, 20)}
+    states = [
+        json.loads((run / "checkpoints" / "step-20" / "state.json").read_text())["loader"]
+        for run in (tmp_path / "run", unbroken(1), unbroken(2))
+    ]
+    assert states[0] == states[1] == states[2]
+
+
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_loss_and_gradients_are_those_of_the_whole_weighted_batch(launch, world_size):
     script = str(Path(__file__).with_name("normalisation_script.py"))
     codes, logged = launch(world_size=world_size, script=script)
     assert codes == [0] * world_size, logged
+
+
+def test_packed_rows_have_the_loss_and_gradients_of_the_documents_alone(launch):
+    script = str(Path(__file__).with_name("packing_script.py"))
+    codes, logged = launch(world_size=2, script=script)
+    assert codes == [0, 0], logged

@@ -10,15 +10,11 @@ from PIL import Image
 
 from mmfast.errors import BadRecordError, CorruptDataError, MmfastError, UsageError
 from mmfast.prepare.annotations import open_annotations
-from mmfast.recipes.folder.options import FolderPrepareOptions
-from mmfast.recipes.folder.sources import Source, captions_from_file, captions_of, open_source
+from mmfast.prepare.sources import Source, captions_from_file, captions_of, open_source
 
 
 def source_of(**settings: object) -> Source:
-    unused = Path("unused")
-    return open_source(
-        FolderPrepareOptions(image_tokenizer=unused, text_tokenizer=unused, **settings)
-    )
+    return open_source(**settings)
 
 
 def reason_of(source: Source, record: int) -> str:

@@ -190,6 +190,18 @@ ROWS = (
         partial(passed_tests, result="none of the 7 kinds of failure"),
     ),
     Row(
+        "training-kills",
+        "A training run of two processes, one of them killed with `kill -9` in 20 steps and 50 saves, goes on "
+        "each time from a whole checkpoint and learns, bit for bit, what an unbroken run does.",
+        python_test("distributed/test_training_kills.py"),
+    ),
+    Row(
+        "cm3leon-digits",
+        "A CM3Leon of a third of a million parameters learns digits as the reference run did: below 0.80 nats "
+        "an image id after its caption, and at least 0.3 more after the caption of another digit.",
+        python_test("acceptance/test_cm3leon_digits.py"),
+    ),
+    Row(
         "address-sanitizer",
         "The core's unit tests and its tests of files read and write only memory that is theirs, and "
         "free all of it (AddressSanitizer, LeakSanitizer).",

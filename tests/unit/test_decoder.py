@@ -1,5 +1,7 @@
 """Decoders take their ids from the vocabulary and their weights from (seed, parameter name)."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -42,6 +44,50 @@ def test_cm3leon_has_neither_biases_nor_norm_weights():
     config = load_config(DecoderConfig, preset="cm3leon_350m", preset_package=PRESET_PACKAGE)
     model = build_decoder(config, VOCABULARY)
     assert all(parameter.ndim == 2 for parameter in model.parameters())
+
+
+WIDE = Vocabulary.build(65_000, roles=["eos", "pad"], multiple_of=65_536)
+
+
+@pytest.mark.parametrize(
+    ("preset", "millions", "blocks_millions"),
+    [
+        ("cm3leon_350m", 373.3, 302.0),
+        ("cm3leon_760m", 786.4, 679.5),
+        ("cm3leon_7b", 6_727.7, 6_442.5),
+    ],
+)
+def test_cm3leon_has_the_published_number_of_parameters(preset, millions, blocks_millions):
+    config = load_config(DecoderConfig, preset=preset, preset_package=PRESET_PACKAGE)
+    model = build_decoder(config, WIDE)
+    tables = (WIDE.size + config.context_length + 2) * config.hidden_size
+    assert parameter_count(model) / 1e6 == pytest.approx(millions, abs=0.05)
+    assert (parameter_count(model) - tables) / 1e6 == pytest.approx(blocks_millions, abs=0.05)
+
+
+def test_emu3_has_the_published_shape():
+    config = load_config(DecoderConfig, preset="emu3_8b", preset_package=PRESET_PACKAGE)
+    vocabulary = Vocabulary.build(184_000, roles=["eos"], multiple_of=184_622)
+    model = build_decoder(config, vocabulary)
+    # By hand: 32 x (2 x 4096^2 + 2 x 4096 x 1024 + 3 x 4096 x 14336 + 2 x 4096) + 2 tables + a norm.
+    blocks = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336 + 2 * 4096)
+    assert parameter_count(model) == blocks + 2 * 184_622 * 4096 + 4096
+    assert (model.config.rms_norm_eps, model.config.head_dim) == (1e-5, 128)
+
+
+def test_cm3leon_starts_as_published():
+    config = load_config(DecoderConfig, preset="cm3leon_760m", preset_package=PRESET_PACKAGE)
+    config = dataclasses.replace(config, num_layers=2, context_length=64)
+    model = initialised(config, seed=3)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("out_proj.weight", "fc2.weight")):
+            assert not parameter.any(), name
+        elif name.endswith("embed_positions.weight"):
+            assert parameter.std().item() == pytest.approx(0.0002 * 0.9866, rel=0.02)
+        else:
+            # Cutting a normal at three deviations leaves 0.9866 of its deviation.
+            assert parameter.std().item() == pytest.approx(0.006 * 0.9866, rel=0.02), name
+            assert parameter.abs().max() <= 0.018
 
 
 @pytest.mark.parametrize("architecture", ["llama", "opt"])

@@ -18,8 +18,9 @@ from mmfast.generate import (
     SamplingSettings,
     TextGrammar,
 )
+from mmfast.generate.step import DecodeStep
 from mmfast.models import register_attention
-from mmfast.models.decode_attention import BLOCK, decode_attention
+from mmfast.models.decode_attention import BLOCK, cache_mask, decode_attention
 from mmfast.vocab import Vocabulary
 
 VOCABULARY = Vocabulary.build(
@@ -106,15 +107,81 @@ def test_a_request_is_the_same_alone_in_company_and_in_any_order(llama):
         assert Engine(llama, num_rows=num_rows).run([request]) == [result]
 
 
-def test_logits_are_bitwise_the_same_alone_and_in_company(llama):
-    request = image_request(1)
-    alone, company = Recorder(llama, num_rows=8), Recorder(llama, num_rows=8)
-    alone.run([request])
-    # Neighbours of another kind, one of them far longer, one finishing and being replaced.
-    company.run([request, *(image_request(s, longest=200, side=2 + s % 2) for s in range(2, 7))])
-    rows = slice(0, 2)
-    for a, b in zip(alone.seen[:16], company.seen, strict=False):
-        assert torch.equal(a[rows], b[rows])
+@pytest.fixture
+def logits_seen(monkeypatch):
+    """Logits of both streams by (seed, number of the id), of every draw from now on."""
+    seen = {}
+    draw = DecodeStep._draw
+
+    def spy(self, lane, logits, upcoming, next_ids):
+        first = lane.rows[0]
+        here = (upcoming[first] == lane.code).tolist()
+        for m, (seed, step) in enumerate(
+            zip(lane.seeds.tolist(), self.emitted[first].tolist(), strict=True)
+        ):
+            if here[m]:
+                seen[seed, step] = torch.stack([logits[rows][m] for rows in lane.logit_rows])
+        draw(self, lane, logits, upcoming, next_ids)
+
+    monkeypatch.setattr(DecodeStep, "_draw", spy)
+    return seen
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_logits_do_not_depend_on_company_order_or_time_of_admission(llama, logits_seen, fuse):
+    """Alone, with 7 others, permuted and admitted late: bitwise; across row counts within 1e-5."""
+    requests = [
+        dataclasses.replace(
+            image_request(s, longest=150 if s == 2 else 12),
+            grammar=ImageGrammar(3, 2 + s % 3, VOCABULARY.range("image"), end_of_row=49),
+        )
+        for s in range(8)
+    ]
+    by_way = {}
+    for way, chosen, num_rows in (
+        ("alone", requests[5:6], 16),
+        ("with 7 others", requests, 16),
+        ("permuted", [requests[i] for i in (6, 1, 7, 3, 5, 0, 4, 2)], 16),
+        ("late", [requests[i] for i in (0, 2, 7, 3, 1, 4, 6, 5)] + requests[:3], 16),
+        ("fewer rows", requests[5:6], 2),
+        ("later still", [*requests[:5], *requests[6:], requests[5]], 4),
+    ):
+        logits_seen.clear()
+        # With 16 rows the eleven requests of "late" do not all fit at once.
+        Engine(llama, num_rows=num_rows, fuse=fuse).run(chosen * (2 if way == "late" else 1))
+        by_way[way] = {step: x for (seed, step), x in logits_seen.items() if seed == 5}
+    alone = by_way["alone"]
+    assert len(alone) == 12
+    for way in ("with 7 others", "permuted", "late"):
+        assert by_way[way].keys() == alone.keys()
+        assert all(torch.equal(by_way[way][step], alone[step]) for step in alone)
+    for way in ("fewer rows", "later still"):
+        assert max((by_way[way][step] - alone[step]).abs().max() for step in alone) <= 1e-5
+
+
+def test_a_thousand_random_grids_parse(llama):
+    rng = np.random.default_rng(11)
+    image = VOCABULARY.range("image")
+    requests = [
+        Request(
+            streams=((seed % 50,),),
+            grammar=ImageGrammar(
+                *rng.integers(1, 7, 2).tolist(), image, end_of_row=49, closing=(48, 47)
+            ),
+            sampling={"image": SamplingSettings(temperature=2.0)},
+            seed=seed,
+        )
+        for seed in range(1000)
+    ]
+    for request, result in zip(requests, Engine(llama, num_rows=64).run(requests), strict=True):
+        grammar = request.grammar
+        (codes,) = grammar.codes_from_ids(result.ids)
+        assert codes.shape == (grammar.height, grammar.width)
+        assert codes.min() >= 0
+        lines = np.array(result.ids[:-2]).reshape(grammar.height, grammar.width + 1)
+        assert (lines[:, -1] == 49).all()
+        assert result.ids[-2:] == (48, 47)
+        assert result.finish == "complete"
 
 
 def test_guidance_draws_from_the_mixed_logits(llama):
@@ -128,6 +195,41 @@ def test_guidance_draws_from_the_mixed_logits(llama):
     image = VOCABULARY.range("image")
     mixed = (unconditional + 3.0 * (conditional - unconditional))[:, image.base : image.end]
     assert (mixed.argmax(-1) + image.base).tolist() == list(result.ids)
+
+
+def test_a_repetition_penalty_counts_prompt_and_emitted_ids(llama):
+    grammar = TextGrammar(text=AllowedIds(((5, 45),)), stop_ids=(49,), max_ids=30)
+    settings = SamplingSettings(temperature=0.0, repetition_penalty=1e4)
+    request = Request(
+        streams=((7, 9, 11, 9),), grammar=grammar, sampling={"text": settings}, seed=3
+    )
+    for static in (False, True):
+        (result,) = Engine(llama, num_rows=2, static=static).run([request])
+        seen = list(request.streams[0])
+        logits = uncached_logits(llama, request.streams[0], result.ids)
+        for token, row in zip(result.ids, logits, strict=True):
+            row = row.clone()
+            row[seen] = torch.where(row[seen] > 0, row[seen] / 1e4, row[seen] * 1e4)
+            allowed = [*range(5, 45), 49]
+            assert token == allowed[int(row[allowed].argmax())]
+            seen.append(token)
+        assert len(set(result.ids)) == len(result.ids)
+
+
+def test_contrastive_decoding_takes_the_last_stream_as_the_weak_one(llama):
+    settings = SamplingSettings(temperature=0.0, contrastive_alpha=0.5, contrastive_k=3)
+    request = dataclasses.replace(image_request(4), sampling={"image": settings})
+    (result,) = Engine(llama, num_rows=4).run([request])
+    strong, weak = (uncached_logits(llama, prompt, result.ids) for prompt in request.streams)
+    image = VOCABULARY.range("image")
+    for token, s, w in zip(result.ids, strong, weak, strict=True):
+        s, w = s[image.base : image.end], w[image.base : image.end]
+        plausible = s.softmax(-1) >= 0.5 * s.softmax(-1).sort(descending=True).values[2]
+        score = torch.where(plausible, s - w, -torch.inf)
+        assert score.max() - score[token - image.base] <= 1e-4
+    alone = dataclasses.replace(request, streams=request.streams[:1], guidance_weights=())
+    with pytest.raises(UsageError, match="needs an unconditional stream"):
+        Engine(llama, num_rows=4).run([alone])
 
 
 def test_three_streams_mix_with_their_weights(llama):
@@ -188,6 +290,7 @@ class LinesGrammar:
 
     num_lines: int = 3
     end_of_line: int = 49
+    stop_ids: tuple[int, ...] | None = ()
 
     @property
     def max_ids(self) -> int:
@@ -243,6 +346,106 @@ def test_opt_generates_as_its_uncached_forward():
     assert (torch.stack([step[0] for step in engine.seen]) - expected).abs().max() <= 1e-5
 
 
+@dataclasses.dataclass(frozen=True)
+class AskingGrammar:
+    """Text until `switch` is drawn, then two codes: what comes depends on the last id."""
+
+    switch: int = 40
+    stop_ids: tuple[int, ...] | None = None
+    max_ids: int = 30
+
+    def next(self, num_emitted, last_id):
+        image = VOCABULARY.range("image")
+        if num_emitted == self.max_ids:
+            return None
+        if last_id is not None and (last_id >= image.base or last_id == self.switch):
+            return Choice(AllowedIds(((image.base, image.end),)), "image")
+        return Choice(AllowedIds(((20, 50),)), "text")
+
+    def is_complete(self, num_emitted, last_id):
+        return num_emitted == self.max_ids
+
+
+def mixed_requests() -> list[Request]:
+    """Images of several grids, texts that end early and late, a grammar that wants the last id."""
+    text = TextGrammar.of_vocabulary(VOCABULARY, stop_roles=("eoss",), max_ids=20)
+    image = VOCABULARY.range("image")
+    requests = []
+    for seed in range(16):
+        request = image_request(seed, guided=seed % 4 != 1, longest=100 if seed == 7 else 12)
+        grammar = [
+            ImageGrammar(2 + seed % 3, 3, image, end_of_row=49, closing=(48, 47)),
+            text,
+            ImageGrammar(3, 1 + seed % 4, image),
+            AskingGrammar(),
+        ][seed % 4]
+        sampling = {"image": SamplingSettings(top_k=5), "text": SamplingSettings(temperature=3.0)}
+        requests.append(dataclasses.replace(request, grammar=grammar, sampling=sampling))
+    return requests
+
+
+def test_steps_in_fixed_memory_with_stops_read_late_give_the_same(llama):
+    # What runs on CUDA: lanes filled up to R rows, stop ids seen one step late.
+    requests = mixed_requests()
+    plain = Engine(llama, num_rows=6, static=False)
+    static = Engine(llama, num_rows=6, static=True)
+    expected = plain.run(requests)
+    assert static.run(requests) == expected
+    # A second run finds the memory of the first.
+    assert static.run(requests[3:9]) == expected[3:9]
+    assert {len(result.ids) for result in expected[1::4]} - {20}
+    assert any(max(result.ids) >= 50 and min(result.ids) < 50 for result in expected[3::4])
+
+
+def test_prompts_with_one_beginning_are_run_once(llama):
+    engine = Engine(llama, num_rows=4)
+    rng = np.random.default_rng(0)
+    shared = tuple(rng.integers(0, 50, 2 * BLOCK + 7).tolist())
+    grammar = ImageGrammar(1, 3, VOCABULARY.range("image"))
+    requests = [
+        Request(streams=((*shared, i, 1, 2), shared), guidance_weights=(2.0,), grammar=grammar)
+        for i in (3, 3, 4)
+    ]
+    kept = []
+    make = engine.prompts
+    engine.prompts = lambda num_positions: kept.append(make(num_positions)) or kept[0]
+    together = engine.run(requests)
+    # Two whole pieces once, then the ends: two of nine ids, one of six.
+    assert kept[0].num_computed == 2 * BLOCK + 9 + 9 + 6
+    for request, result in zip(requests, together, strict=True):
+        assert Engine(llama, num_rows=4).run([request]) == [result]
+
+
+def test_few_prompts_are_kept(llama):
+    prompts = Engine(llama, num_rows=1).prompts(num_positions=100)
+    for start in range(8):
+        assert len(prompts.pieces(range(start, start + 40))) == 1
+    assert prompts.num_computed == 8 * 40
+    prompts.pieces(range(7, 47))
+    assert prompts.num_computed == 8 * 40
+    prompts.pieces(range(40))
+    assert prompts.num_computed == 9 * 40
+    assert prompts.pieces(()) == []
+
+
+def test_streaming_shows_ids_as_they_come(llama):
+    requests = mixed_requests()[:6]
+    engine = Engine(llama, num_rows=4)
+    expected = engine.run(requests)
+    seen = {}
+    for partial in engine.stream(requests, every=3):
+        result = expected[partial.request_idx]
+        assert result.ids[: len(partial.ids)] == partial.ids
+        if partial.result is None:
+            assert len(partial.ids) % 3 == 0
+            seen[partial.request_idx] = len(partial.ids)
+        else:
+            assert partial.result == result
+    assert seen[0] >= 6
+    with pytest.raises(UsageError, match="every 1 or more"):
+        next(engine.stream(requests, every=0))
+
+
 def test_what_does_not_fit_is_refused_before_anything_runs(llama):
     engine = Engine(llama, num_rows=2)
     long = dataclasses.replace(image_request(0), streams=((1,) * 250, (2,)))
@@ -277,18 +480,25 @@ def test_models_that_scale_their_logits_are_refused():
 def test_attention_over_blocks_ignores_what_lies_beyond_a_row():
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(3, 4, 1, 8, generator=generator)
-    key, value = torch.randn(2, 3, 2, 3 * BLOCK, 8, generator=generator)
-    positions = torch.tensor([0, BLOCK - 1, BLOCK + 5])
-    walk = {"cache_positions": positions, "scaling": 0.3}
-    short = decode_attention(None, query, key, value, None, cache_length=BLOCK + 6, **walk)
-    whole = decode_attention(None, query, key, value, None, cache_length=3 * BLOCK, **walk)
-    assert torch.equal(short, whole)
-    for row, position in enumerate(positions.tolist()):
-        k, v = (x[row, :, : position + 1].repeat_interleave(2, 0) for x in (key, value))
-        weights = (query[row, :, 0, None] @ k.transpose(-1, -2) * 0.3).softmax(-1)
-        assert torch.allclose(short[row, 0], (weights @ v)[:, 0], atol=1e-6)
-    with pytest.raises(ValueError, match="whole blocks"):
-        decode_attention(None, query, key[:, :, :-1], value, None, cache_length=1, **walk)
+    # 14 blocks: trees of several depths, with and without an odd one out.
+    key, value = torch.randn(2, 14, 3, 2, BLOCK, 8, generator=generator)
+    for last in (0, BLOCK - 1, 2 * BLOCK + 5, 5 * BLOCK, 7 * BLOCK - 1):
+        positions = torch.tensor([0, last // 2, last])
+        num_blocks = last // BLOCK + 1
+        attended = [
+            decode_attention(query, key, value, mask=cache_mask(positions, n), scaling=0.3)
+            for n in range(num_blocks, 15)
+        ]
+        assert all(torch.equal(attended[0], other) for other in attended)
+        for row, position in enumerate(positions.tolist()):
+            k, v = (
+                x[:, row].transpose(0, 1).flatten(1, 2)[:, : position + 1].repeat_interleave(2, 0)
+                for x in (key, value)
+            )
+            weights = (query[row, :, 0, None] @ k.transpose(-1, -2) * 0.3).softmax(-1)
+            assert torch.allclose(attended[0][row, 0], (weights @ v)[:, 0], atol=1e-6)
+    with pytest.raises(ValueError, match="cache of blocks"):
+        decode_attention(query, key[:, :, :, :-1], value, mask=cache_mask(positions, 7))
 
 
 def test_text_grammar_leaves_out_special_ids_among_the_text():

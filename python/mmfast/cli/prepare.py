@@ -1,7 +1,9 @@
 """`mmfast prepare RECIPE`: raw media to an indexed dataset, one subcommand per recipe.
 
 Options of a subcommand are the fields of the recipe's `prepare_options` and of the job's own options:
-a new recipe needs no change here. Runs with any number of processes under `torchrun -m mmfast.prepare`.
+a new recipe needs no change here. A recipe with `preparations` has a subcommand for each of them. Flags may be
+spelled with underscores, as in the scripts that recipes replace. Runs with any number of processes under
+`torchrun -m mmfast.prepare`.
 """
 
 import dataclasses
@@ -69,7 +71,9 @@ def _add_recipe(recipe: PreparingRecipe) -> None:
     vars(command)["__signature__"] = inspect.Signature(signature)
     command.__annotations__ = parameters
     summary = (recipe.prepare_options.__doc__ or "").partition("\n")[0]
-    app.command(recipe.name, help=summary)(command)
+    app.command(recipe.name, help=summary, context_settings={"token_normalize_func": _normal_flag})(
+        command
+    )
 
 
 def _flags(options: type[Any]) -> dict[str, Any]:
@@ -82,9 +86,16 @@ def _flags(options: type[Any]) -> dict[str, Any]:
             text += " [required]"
         elif field.default is not None and hints[field.name] is not bool:
             text += f" [default: {field.default}]"
-        name = "--" + field.name.replace("_", "-")
-        flags[field.name] = Annotated[hints[field.name] | None, typer.Option(name, help=text)]
+        names = [
+            _normal_flag(f"--{name}") for name in (field.name, *field.metadata.get("also", ()))
+        ]
+        flags[field.name] = Annotated[hints[field.name] | None, typer.Option(*names, help=text)]
     return flags
+
+
+def _normal_flag(name: str) -> str:
+    """`--input_image_dir` as `--input-image-dir`, and `True` as `true`."""
+    return name.replace("_", "-").lower()
 
 
 def _required(options: type[Any]) -> set[str]:
@@ -117,4 +128,6 @@ def _prepare(recipe: PreparingRecipe, options: Any, job: JobOptions, *, dry_run:
 
 
 for _name in recipe_names():
-    _add_recipe(get_recipe(_name))
+    _recipe = get_recipe(_name)
+    for _preparation in getattr(_recipe, "preparations", (_recipe,)):
+        _add_recipe(_preparation)

@@ -14,7 +14,7 @@ from mmfast.generate.grammar import (
     TextGrammar,
 )
 from mmfast.generate.model import Model, load
-from mmfast.generate.requests import Request, Result, SamplingSettings
+from mmfast.generate.requests import Partial, Request, Result, SamplingSettings
 from mmfast.generate.tasks import (
     AnsweringTask,
     DrawingTask,
@@ -34,6 +34,7 @@ __all__ = [
     "Grammar",
     "ImageGrammar",
     "Model",
+    "Partial",
     "Parts",
     "PublishedModel",
     "Request",

@@ -9,7 +9,7 @@ know what the authors of their systems publish; what none of them knows is a pla
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -96,6 +96,8 @@ class ModelParts:
         if self._published is not None:
             return self._published.load_text_tokenizer()
         tokenizer = load_text_tokenizer(self.folder / "tokenizer.json")
+        if not (self.folder / VOCABULARY_FILE).is_file():
+            return tokenizer
         expected = self.vocabulary.text_fingerprint
         if expected and tokenizer.fingerprint != expected:
             raise VocabularyMismatchError(
@@ -150,11 +152,7 @@ def load_parts(
     """
     folder = Path(folder)
     if folder.suffix == ".nemo":
-        raise UsageError(
-            f"{folder} is a NeMo archive, which holds a pickled Megatron checkpoint; export it to a "
-            "Hugging Face folder with NeMo's own converter (e.g. scripts/checkpoint_converters/"
-            "convert_llama_nemo_to_hf.py) and give that folder, with its tokenizer files beside it"
-        )
+        refuse_nemo_archive(str(folder))
     if not (folder / "config.json").is_file():
         raise UsageError(
             f"{folder} is not a model folder: it has no config.json; "
@@ -175,6 +173,15 @@ def load_parts(
             "they do not belong together"
         )
     return network.eval().to(device), parts
+
+
+def refuse_nemo_archive(what: str) -> NoReturn:
+    """Raises the `UsageError` that says what to do with a NeMo checkpoint."""
+    raise UsageError(
+        f"{what} names a NeMo checkpoint, which holds a pickled Megatron model; export it to a "
+        "Hugging Face folder with NeMo's own converter (e.g. scripts/checkpoint_converters/"
+        "convert_llama_nemo_to_hf.py) and give that folder as --model, its tokenizer files beside it"
+    )
 
 
 def _open_published(folder: Path, config: dict[str, Any]) -> PublishedModel | None:

@@ -2,22 +2,39 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from mmfast.generate.grammar import Grammar
-from mmfast.sampling.orders import Order, Ties
+from mmfast.sampling.orders import Order, PenaltySpace, Ties, TopPBase, TopPRule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
-    """How ids of one modality are drawn; ranges and meaning as in `mmfast.sampling.sample`."""
+    """How ids of one modality are drawn; ranges and meaning as in `mmfast.sampling.sample`.
+
+    A repetition penalty counts the ids of the first stream's prompt and those emitted. Contrastive
+    decoding takes the last stream as the unconditional one.
+    """
 
     temperature: float = 1.0
-    top_k: int = 0
+    top_k: float = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    contrastive_alpha: float = 0.0
+    contrastive_k: int = 1
+    repetition_penalty: float = 1.0
     order: Order = "hf"
     ties: Ties | None = None
+    top_p_rule: TopPRule | None = None
+    top_p_base: TopPBase | None = None
+    penalty_space: PenaltySpace | None = None
+    min_p_first: bool | None = None
+    filter_temperature: float | None = None
+    greedy_below: float | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Arguments for `SamplingParams.prepare`."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,3 +88,18 @@ class Result:
     logprobs: tuple[float, ...]
     finish: Literal["complete", "length"]
     status: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Partial:
+    """Where a request is.
+
+    Attributes:
+        request_idx: its place among the requests.
+        ids: emitted so far.
+        result: what it gave in the end, None before.
+    """
+
+    request_idx: int
+    ids: tuple[int, ...]
+    result: Result | None = None

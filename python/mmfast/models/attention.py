@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmfast.models.decode_attention import attend_to_cache
+
 ATTENTION_NAME = "mmfast"
 _HALF_TYPES = (torch.float16, torch.bfloat16)
 
@@ -116,17 +118,14 @@ def mmfast_attention(
         scaling: factor on the scores, `1/sqrt(D)` when None.
         dropout: probability with which attention weights are dropped.
         kwargs: what the model was called with; `document_ids`, `cu_seqlens`, `max_seqlen` and
-            `cache_positions` are read.
+            `cache_mask` are read.
 
     Returns:
         `[B, L, H, D]`, and None for the weights that transformers may ask for.
     """
-    if "cache_positions" in kwargs:
-        decode = import_module("mmfast.models.decode_attention").decode_attention
-        output: Tensor = decode(
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
-        )
-        return output, None
+    del module
+    if "cache_mask" in kwargs:
+        return attend_to_cache(query, key, value, scaling=scaling, **kwargs), None
     cu_seqlens = kwargs.get("cu_seqlens")
     if cu_seqlens is not None and dropout == 0.0 and varlen_available(query.device, query.dtype):
         return _varlen(query, key, value, cu_seqlens, kwargs["max_seqlen"], scaling), None

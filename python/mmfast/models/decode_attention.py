@@ -1,11 +1,11 @@
 """Attention of one new token a row against a cache in which every row has its own length.
 
-The cache is walked in blocks of fixed size with a running maximum, as flash attention does. A block that
-lies wholly beyond a row's length changes nothing, not even a bit: its weights are 0 and its rescaling
-factor is 1. So a row's result depends neither on how far the longest row has come nor on the size of the
-cache, only on its own keys and values.
+The cache lies in blocks of 64 positions. Every block is attended to by itself, all of them in one product,
+and the blocks' sums are then added in a tree. A block that lies wholly beyond a row's length adds zeros,
+which change not even a bit, wherever the tree ends. So a row's result depends neither on how far the
+longest row has come nor on the size of the cache, only on its own keys and values.
 
-Legend: R rows, H heads, K key-value heads, G = H / K, P cache positions, D head width.
+Legend: N blocks, R rows, H heads, K key-value heads, G = H / K, D head width.
 """
 
 import math
@@ -14,69 +14,86 @@ from typing import Any
 import torch
 
 BLOCK = 64
-"""Cache positions per block; a cache holds a multiple of it."""
+"""Cache positions per block."""
+
+
+def cache_mask(positions: torch.Tensor, num_blocks: int) -> torch.Tensor:
+    """What the token at each row's position may see of the first blocks: 0, else -inf.
+
+    Args:
+        positions: [R] int64, of each row's new token.
+        num_blocks: blocks to attend to; all positions lie within.
+
+    Returns:
+        [num_blocks, R, 1, 1, BLOCK] float32, made once for all layers.
+    """
+    places = torch.arange(num_blocks * BLOCK, device=positions.device)
+    places = places.view(num_blocks, 1, 1, 1, BLOCK)
+    mask = torch.zeros((), device=positions.device)
+    return torch.where(places > positions.view(-1, 1, 1, 1), -math.inf, mask)
 
 
 def decode_attention(
-    module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
     *,
-    cache_positions: torch.Tensor,
-    cache_length: int,
+    mask: torch.Tensor,
     scaling: float | None = None,
-    **kwargs: Any,
 ) -> torch.Tensor:
     """One token a row.
 
     Args:
-        module: the attention layer, not used.
         query: [R, H, 1, D].
-        key: [R, K, P, D], the whole cache, new token included.
-        value: [R, K, P, D].
-        attention_mask: not used; a row sees its positions 0..cache_positions.
-        cache_positions: [R] int64, position of each row's new token.
-        cache_length: largest of them plus one, known on the host; later blocks are not walked.
+        key: [N, R, K, BLOCK, D], the whole cache, new token included.
+        value: [N, R, K, BLOCK, D].
+        mask: from `cache_mask`; blocks that it does not reach are not read.
         scaling: factor on the scores, 1/sqrt(D) when None.
-        kwargs: what else the model was called with, not used.
 
     Returns:
         [R, 1, H, D] in the query's dtype.
 
     Raises:
-        ValueError: more than one token a row, or a cache that is not a multiple of `BLOCK`.
+        ValueError: more than one token a row, or a cache that is not in blocks.
     """
-    del module, attention_mask, kwargs
     R, H, num_queries, D = query.shape
-    K, P = key.shape[1:3]
-    if num_queries != 1 or P % BLOCK or not 0 < cache_length <= P:
+    num_blocks = mask.shape[0]
+    if num_queries != 1 or key.dim() != 5 or key.shape[3] != BLOCK or num_blocks > key.shape[0]:
         raise ValueError(
-            f"decoding takes one token a row and a cache of whole blocks: got {num_queries} tokens, "
-            f"{P} positions, length {cache_length}"
+            f"decoding takes one token a row and a cache of blocks: got {num_queries} tokens, a "
+            f"cache {tuple(key.shape)}, a mask of {num_blocks} blocks"
         )
-    q_rkgd = query.reshape(R, K, H // K, D)
+    K = key.shape[2]
     factor = D**-0.5 if scaling is None else scaling
-    # position of each key minus that of the row's token: > 0 is not written yet
-    ahead_rp = torch.arange(P, device=query.device) - cache_positions[:, None]
-    top = total = output = None
-    for start in range(0, cache_length, BLOCK):
-        block = slice(start, start + BLOCK)
-        scores = torch.matmul(q_rkgd, key[:, :, block].transpose(-1, -2)).float() * factor
-        scores.masked_fill_(ahead_rp[:, None, None, block] > 0, -math.inf)
-        block_top = scores.amax(-1, keepdim=True)
-        new_top = block_top if top is None else torch.maximum(top, block_top)
-        weights = torch.exp(scores - new_top)
-        block_total = weights.sum(-1, keepdim=True)
-        block_output = torch.matmul(weights.to(value.dtype), value[:, :, block]).float()
-        if top is None or total is None or output is None:
-            total, output = block_total, block_output
-        else:
-            rescale = torch.exp(top - new_top)
-            total = total * rescale + block_total
-            output = output * rescale + block_output
-        top = new_top
-    assert output is not None
-    assert total is not None
+    q_rkgd = query.reshape(R, K, H // K, D)
+    scores = torch.matmul(q_rkgd, key[:num_blocks].transpose(-1, -2)).float()
+    scores = torch.add(mask, scores, alpha=factor)
+    # The largest score is the same however the search for it is split up.
+    weights = scores.sub_(scores.amax((0, 4), keepdim=True)).exp_()
+    total = _tree_sum(weights.sum(-1, keepdim=True))
+    output = _tree_sum(torch.matmul(weights.to(value.dtype), value[:num_blocks]).float())
     return (output / total).to(query.dtype).reshape(R, 1, H, D)
+
+
+def _tree_sum(x: torch.Tensor) -> torch.Tensor:
+    """Sum over the first axis as if zeros filled it up to a power of two: neighbours, then theirs."""
+    while x.shape[0] > 1:
+        half = x.shape[0] // 2
+        pairs = x[: 2 * half].view(half, 2, *x.shape[1:])
+        summed = pairs[:, 0] + pairs[:, 1]
+        x = torch.cat([summed, x[2 * half :]]) if x.shape[0] % 2 else summed
+    return x[0]
+
+
+def attend_to_cache(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    cache_mask: torch.Tensor,
+    scaling: float | None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """`decode_attention` with what the model was called with; other keywords are not used."""
+    del kwargs
+    return decode_attention(query, key, value, mask=cache_mask, scaling=scaling)

@@ -11,6 +11,7 @@ pickle.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,6 +64,24 @@ def open_annotations(path: Path, *, image_field: str, caption_field: str) -> Ann
             else ""
         )
     )
+
+
+class Joined:
+    """Several files as one, in the order given."""
+
+    def __init__(self, parts: Sequence[Annotations]) -> None:
+        self._parts = list(parts)
+        self._ends = np.cumsum([0, *map(len, self._parts)])
+        prints = "".join(part.fingerprint for part in self._parts)
+        self.fingerprint = hashlib.sha256(prints.encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int, /) -> Record:
+        """The `index`-th record of all."""
+        part = int(np.searchsorted(self._ends, index, side="right")) - 1
+        return self._parts[part][index - int(self._ends[part])]
 
 
 class JsonLines:

@@ -11,7 +11,10 @@ class JobOptions:
     """How to run, apart from what to prepare; none of it but `threads` can change a byte."""
 
     output: Path = dataclasses.field(
-        metadata={"help": "Prefix of the dataset: OUTPUT.bin and OUTPUT.idx are written."}
+        metadata={
+            "help": "Prefix of the dataset: OUTPUT.bin and OUTPUT.idx are written.",
+            "also": ("output_prefix",),
+        }
     )
     shard_records: int = dataclasses.field(
         default=1024, metadata={"help": "Records per shard, the unit of work and of resuming."}

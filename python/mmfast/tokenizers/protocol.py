@@ -1,7 +1,9 @@
 """What a visual tokenizer is to the rest of the package, and how one is loaded from a folder.
 
 A tokenizer turns pixels into one or more grids of integer codes and back. A tokenizer's folder holds a
-`config.json` whose `kind` names the class; weights are safetensors, so that loading runs no code.
+`config.json` whose `kind`, or transformers' `model_type`, names the class; weights are safetensors, so that
+loading runs no code. Cosmos tokenizers are TorchScript, which is code: they load only where the caller says
+that the user named the folder.
 """
 
 from collections.abc import Sequence
@@ -16,7 +18,14 @@ from mmfast.errors import UsageError
 from mmfast.files import read_json_object
 
 CONFIG_FILE = "config.json"
-_CLASS_OF_KIND = {"fsq": "mmfast.tokenizers.fsq:FsqImageTokenizer"}
+_CLASS_OF_KIND = {
+    "fsq": "mmfast.tokenizers.fsq:FsqImageTokenizer",
+    "emu3": "mmfast.tokenizers.emu3:Emu3ImageTokenizer",
+    "cosmos": "mmfast.tokenizers.cosmos:CosmosTokenizer",
+}
+# Published folders say what they are in transformers' own field.
+_KIND_OF_MODEL_TYPE = {"Emu3VisionVQ": "emu3", "emu3_vqgan": "emu3", "emu3": "emu3"}
+TORCHSCRIPT_FILES = ("encoder.jit", "decoder.jit")
 
 
 @runtime_checkable
@@ -74,15 +83,30 @@ class ImageTokenizer(Protocol):
         """Writes a folder that `load_image_tokenizer` reads back to an equal tokenizer."""
 
 
-def load_image_tokenizer(folder: Path | str, *, device: str = "cpu") -> ImageTokenizer:
+def load_image_tokenizer(
+    folder: Path | str, *, device: str = "cpu", allow_torchscript: bool = False
+) -> ImageTokenizer:
     """Loads the tokenizer in `folder`, of whatever kind its `config.json` says.
+
+    Args:
+        folder: a tokenizer of ours, Emu3's in any published layout, or a Cosmos tokenizer.
+        device: where it runs.
+        allow_torchscript: True only for a folder that the user named: TorchScript runs what it says.
 
     Raises:
         UsageError: no such folder, or nothing there that looks like a tokenizer, or an unknown kind.
         CorruptDataError: damaged configuration or weights.
     """
     folder = Path(folder)
-    kind = read_tokenizer_config(folder).get("kind")
+    if is_torchscript_folder(folder):
+        if not allow_torchscript:
+            raise UsageError(
+                f"{folder} holds TorchScript, which can run code; name the folder yourself if you trust it"
+            )
+        kind: Any = "cosmos"
+    else:
+        config = read_tokenizer_config(folder)
+        kind = config.get("kind") or _KIND_OF_MODEL_TYPE.get(str(config.get("model_type")))
     if kind not in _CLASS_OF_KIND:
         raise UsageError(
             f"{folder / CONFIG_FILE}: unknown tokenizer kind {kind!r}; known: {', '.join(_CLASS_OF_KIND)}"
@@ -92,6 +116,11 @@ def load_image_tokenizer(folder: Path | str, *, device: str = "cpu") -> ImageTok
         folder, device=device
     )
     return tokenizer
+
+
+def is_torchscript_folder(folder: Path) -> bool:
+    """Whether a tokenizer's folder holds programs in place of weights."""
+    return any((folder / name).is_file() for name in TORCHSCRIPT_FILES)
 
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:

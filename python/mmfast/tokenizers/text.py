@@ -68,6 +68,22 @@ class TextTokenizer:
             encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [list(encoding.ids) for encoding in encodings]
 
+    def encode_with_special_tokens(self, text: str) -> list[int]:
+        """Ids of a text in which the file's special tokens may be spelled, as in a template of one's own.
+
+        Never for captions or other data, which could forge control tokens with it.
+        """
+        self._tokenizer.encode_special_tokens = False
+        try:
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        finally:
+            self._tokenizer.encode_special_tokens = True
+
+    def id_of(self, token: str) -> int | None:
+        """Id of a token as the file spells it, special ones included; None if there is none."""
+        token_id: int | None = self._tokenizer.token_to_id(token)
+        return token_id
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; bytes that are no UTF-8 become U+FFFD, ids without an entry are left out."""
         text: str = self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)

@@ -3,6 +3,8 @@
 A checkpoint is a folder `checkpoints/step-N`: torch's distributed format (each rank writes its own
 shards), `state.json` and `vocabulary.json`. It is written as `step-N.tmp`, made durable, and renamed;
 so a folder without `.tmp` is always whole, and a run killed while saving goes on from the one before.
+Writing happens beside training: what is saved is copied first, then written in a thread, and published
+between two later steps once every rank has written its part.
 
 The distributed format keeps a pickled index, and unpickling can run code: resume only from
 checkpoints that you or your group wrote. To share a model, share the export (`model/`), which is
@@ -10,8 +12,11 @@ safetensors and JSON.
 """
 
 import dataclasses
+import errno
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +25,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from mmfast.distributed import rank, world_size
-from mmfast.errors import CorruptDataError, UsageError
+from mmfast.errors import CheckpointError, CorruptDataError, UsageError
 from mmfast.files import sync_folder, write_json
 from mmfast.train.agreement import together
 from mmfast.vocab import Vocabulary
@@ -55,41 +60,128 @@ class RunState:
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def save_checkpoint(
-    folder: Path,
-    *,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    state: RunState,
-    vocabulary: Vocabulary,
-    keep_latest: int,
-) -> Path:
-    """Writes `folder/step-N` on all ranks together, then removes all but the latest ones.
+class CheckpointWriter:
+    """Writes a run's checkpoints, one at a time; every rank makes one and calls it at the same steps.
 
-    A checkpoint that stood there under the same name is replaced.
+    Args:
+        folder: where `step-N` are.
+        vocabulary: saved with each.
+        keep_latest: how many of them are kept, the newest.
+        keep_every: those whose step is a multiple are kept for good; 0 for none.
+        in_background: whether `save` returns before the files are written.
     """
-    final = folder / f"{_PREFIX}{state.step}"
-    temporary = final.with_name(final.name + ".tmp")
-    with together():
-        if rank() == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-    dcp.save(
-        {**_tensors(model, optimizer), **_random_state()},
-        checkpoint_id=str(temporary),
-        no_dist=not dist.is_initialized(),
-    )
-    with together():
-        if rank() == 0:
-            vocabulary.save(temporary)
-            write_json(
-                temporary / STATE_FILE,
-                {"format_version": FORMAT_VERSION, **dataclasses.asdict(state)},
-            )
-            publish(temporary, final)
-            for old in list_checkpoints(folder)[:-keep_latest]:
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        vocabulary: Vocabulary,
+        keep_latest: int,
+        keep_every: int = 0,
+        in_background: bool = True,
+    ) -> None:
+        self.folder = folder
+        self.vocabulary = vocabulary
+        self.keep_latest = keep_latest
+        self.keep_every = keep_every
+        self.in_background = in_background
+        # A group of its own: its collectives must not mix with those of the steps that go on.
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._pending: _Pending | None = None
+
+    def save(
+        self, *, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: RunState
+    ) -> None:
+        """Begins to write `folder/step-N`; an earlier one is finished first.
+
+        Raises:
+            CheckpointError: this or the earlier one could not be written.
+        """
+        self.finish()
+        final = self.folder / f"{_PREFIX}{state.step}"
+        temporary = final.with_name(final.name + ".tmp")
+        with together(), _failing_at(final):
+            if rank() == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+        written = dcp.async_save(
+            {**_tensors(model, optimizer), **_random_state()},
+            checkpoint_id=str(temporary),
+            process_group=self._group,
+        )
+        self._pending = _Pending(written=written, temporary=temporary, final=final, state=state)
+        if not self.in_background:
+            self.finish()
+
+    @property
+    def is_written(self) -> bool:
+        """Whether this rank has a checkpoint to publish: its part is written, or failed to be."""
+        return self._pending is not None and self._pending.written.done()
+
+    def finish(self) -> None:
+        """Waits for the checkpoint in the making on all ranks, publishes it and removes old ones.
+
+        Raises:
+            CheckpointError: it could not be written; what it left is removed, older ones are whole.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            with together(), _failing_at(pending.final):
+                pending.written.result()
+            with together(), _failing_at(pending.final):
+                if rank() == 0:
+                    self._publish(pending)
+        except CheckpointError:
+            if rank() == 0:
+                shutil.rmtree(pending.temporary, ignore_errors=True)
+            raise
+
+    def _publish(self, pending: "_Pending") -> None:
+        self.vocabulary.save(pending.temporary)
+        document = {"format_version": FORMAT_VERSION, **dataclasses.asdict(pending.state)}
+        write_json(pending.temporary / STATE_FILE, document)
+        publish(pending.temporary, pending.final)
+        for old in list_checkpoints(self.folder)[: -self.keep_latest]:
+            if not (self.keep_every and _step_of(old) % self.keep_every == 0):
                 shutil.rmtree(old)
-    return final
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Pending:
+    written: Any  # a future
+    temporary: Path
+    final: Path
+    state: RunState
+
+
+@contextmanager
+def _failing_at(final: Path) -> Iterator[None]:
+    """Turns what a full disk and its like raise into an error that says what to do."""
+    try:
+        yield
+    except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
+        cause = _operating_system_error(error)
+        what = (
+            "the disk is full; free some space, or lower train.keep_latest"
+            if cause is not None and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+            else f"{_first_line(cause or error)}; see to that"
+        )
+        raise CheckpointError(
+            f"cannot write the checkpoint {final}: {what}, then start the same command again. It goes on "
+            "from the newest whole checkpoint beside it, which is untouched."
+        ) from error
+
+
+def _operating_system_error(error: BaseException) -> OSError | None:
+    """The OSError behind an error of the distributed format, which keeps each rank's own."""
+    if isinstance(error, OSError):
+        return error
+    for wrapped in (getattr(error, "failures", None) or {}).values():
+        if isinstance(wrapped[0], OSError):
+            return wrapped[0]
+    return None if error.__cause__ is None else _operating_system_error(error.__cause__)
 
 
 def load_checkpoint(
@@ -109,8 +201,9 @@ def load_checkpoint(
     try:
         dcp.load(tensors, checkpoint_id=str(path), no_dist=not dist.is_initialized())
     except (dcp.api.CheckpointException, OSError, RuntimeError, EOFError) as error:
+        cause = _first_line(_operating_system_error(error) or error)
         raise CorruptDataError(
-            f"the checkpoint {path} cannot be read: {_first_line(error)}. Remove it to resume from the "
+            f"the checkpoint {path} cannot be read: {cause}. Remove it to resume from the "
             "one before, or start again with --resume never in another output folder."
         ) from error
     for key, value in tensors.items():
@@ -181,12 +274,14 @@ def _tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
     """Weights and AdamW moments by name; moments that do not exist yet are made, all zero."""
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
+        tensors[f"model.{name}"] = parameter.detach()
+        if not parameter.requires_grad:
+            continue
         moments = optimizer.state[parameter]
         if not moments:
             moments["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             moments["exp_avg"] = torch.zeros_like(parameter, requires_grad=False)
             moments["exp_avg_sq"] = torch.zeros_like(parameter, requires_grad=False)
-        tensors[f"model.{name}"] = parameter.detach()
         tensors.update({f"optimizer.{key}.{name}": value for key, value in moments.items()})
     return tensors
 

@@ -14,6 +14,7 @@ from mmfast.models.decoder import DecoderConfig
 from mmfast.objectives import Cm3, NextToken
 
 TRAIN_PRESETS = "mmfast.train.presets"
+LOGGERS = ("tensorboard", "wandb", "trackio")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,40 @@ class SourceConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """How documents become inputs and labels; `kind` says which section counts."""
+
+    kind: Literal["next_token", "cm3"] = "next_token"
+    next_token: NextToken = dataclasses.field(default_factory=NextToken)
+    cm3: Cm3 = dataclasses.field(default_factory=Cm3)
+
+    @property
+    def objective(self) -> NextToken | Cm3:
+        """The objective itself."""
+        return self.cm3 if self.kind == "cm3" else self.next_token
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ValidationTask:
+    """A question put to the model on held-out documents, e.g. how well it captions.
+
+    Attributes:
+        name: stands in `metrics.jsonl` as split `validation NAME`.
+        prefix: the dataset; `data.validation_prefix` when empty.
+        objective: how its documents become inputs and labels, e.g. CM3 with every caption moved to the end;
+            the run's own when None.
+    """
+
+    name: str = ""
+    prefix: str = ""
+    objective: ObjectiveConfig | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("a task of data.validation_tasks has no name")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What to train on. Give either `prefix` or `sources`.
 
@@ -43,6 +78,7 @@ class DataConfig:
         prefix: the one dataset to train on.
         sources: a blend of several.
         validation_prefix: held-out dataset; empty for no validation.
+        validation_tasks: further validations, each with a name and, if wanted, an objective of its own.
         bin_tokens: tokens of one packed row.
         window_documents: documents that are packed and shuffled together.
         overlong: what happens to a document longer than a row or than `model.context_length`.
@@ -51,6 +87,7 @@ class DataConfig:
     prefix: str = ""
     sources: list[SourceConfig] = dataclasses.field(default_factory=list)
     validation_prefix: str = ""
+    validation_tasks: list[ValidationTask] = dataclasses.field(default_factory=list)
     bin_tokens: int = 512
     window_documents: int = 65536
     overlong: Literal["error", "truncate", "split", "drop"] = "error"
@@ -67,22 +104,40 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
-    """How documents become inputs and labels; `kind` says which section counts."""
+class LossConfig:
+    """What labels count. Names of ids are code ranges of the vocabulary, or `time` for `time_0 …`.
 
-    kind: Literal["next_token", "cm3"] = "next_token"
-    next_token: NextToken = dataclasses.field(default_factory=NextToken)
-    cm3: Cm3 = dataclasses.field(default_factory=Cm3)
+    Attributes:
+        modality_weights: factor on the weight of labels by modality, e.g. `{image: 0.5}` (Emu3.5's
+            choice); 1 where none is given. Sentinels have a weight of their own: see the objective.
+        z_loss: factor on the squared logarithm of the softmax's sum; 1e-5 in Chameleon and Lumina-mGPT.
+        closed_ranges: labels in these ranges are scored among the ids of their range alone, as they are
+            where generation allows no others.
+        soft_std: ordered ids whose neighbours are half right: standard deviation, in ids, of the
+            Gaussian that stands for such a label, e.g. `{time: 1.0}` (VILA's LITA-1.5).
+    """
 
-    @property
-    def objective(self) -> NextToken | Cm3:
-        """The objective itself."""
-        return self.cm3 if self.kind == "cm3" else self.next_token
+    modality_weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    z_loss: float = 0.0
+    closed_ranges: list[str] = dataclasses.field(default_factory=list)
+    soft_std: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.z_loss >= 0:
+            raise ValueError(f"loss.z_loss is {self.z_loss}, but is negative")
+        for name, weight in self.modality_weights.items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"loss.modality_weights.{name} is {weight}, but is negative")
+        for name, std in self.soft_std.items():
+            if not std > 0:
+                raise ValueError(f"loss.soft_std.{name} is {std}, but must be positive")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW (Loshchilov and Hutter 2019). Decay applies to matrices, not to norms and biases.
+
+    Patterns of further parameters without decay stand in `undecayed`, e.g. `*embed_positions*`.
 
     Attributes:
         learning_rate: peak.
@@ -91,6 +146,7 @@ class OptimizerConfig:
         eps: added to the root of the mean of squares.
         weight_decay: decoupled, multiplied by the learning rate.
         max_grad_norm: gradients are scaled down to this global norm; 0 for no limit.
+        undecayed: patterns of parameters.
     """
 
     learning_rate: float = 1e-3
@@ -99,6 +155,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0
+    undecayed: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
@@ -109,6 +166,28 @@ class OptimizerConfig:
         for name in ("weight_decay", "max_grad_norm"):
             if getattr(self, name) < 0:
                 raise ValueError(f"optimizer.{name} is {getattr(self, name)}, but is negative")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters beside frozen layers (Hu et al. 2021); the export has them merged.
+
+    Attributes:
+        rank: width of the adapters; 0 for none. With adapters nothing else is trained but what
+            `train.trainable` names.
+        alpha: the adapters' product is scaled by `alpha / rank`.
+        targets: linear layers that get one, by name or its last part; patterns are allowed.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    targets: list[str] = dataclasses.field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "out_proj"]
+    )
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ValueError(f"lora.rank is {self.rank}, but is negative")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,14 +226,28 @@ class ParallelConfig:
         param_dtype: type of weights and activations in forward and backward; the master copy and
             the optimizer stay fp32. `bfloat16` is meant for CUDA.
         reduce_dtype: type in which gradients are summed over processes.
-        activation_checkpointing: recompute each block in the backward instead of keeping it.
+        activation_checkpointing: `full` computes each block anew in the backward instead of keeping it;
+            `selective` keeps matrix products and attention and computes the rest anew.
+        compile: compile each block with `torch.compile`.
+        replicate: copies of the model, each spread over the other processes (HSDP); 1 spreads it over all.
+            Usually the number of machines.
+        prefetch: blocks whose weights are gathered ahead, in forward and backward; 0 leaves it to torch.
     """
 
     wrap: Literal["block", "root"] = "block"
     reshard_after_forward: bool = True
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     reduce_dtype: Literal["float32", "bfloat16"] = "float32"
-    activation_checkpointing: bool = False
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    compile: bool = False
+    replicate: int = 1
+    prefetch: int = 1
+
+    def __post_init__(self) -> None:
+        if self.replicate < 1:
+            raise ValueError(f"parallel.replicate is {self.replicate}, but must be at least 1")
+        if self.prefetch < 0:
+            raise ValueError(f"parallel.prefetch is {self.prefetch}, but is negative")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,11 +260,21 @@ class LoopConfig:
         micro_batch_bins: rows of one forward in one process; 0 for all of the process's rows.
         log_every: steps between lines on the console; `metrics.jsonl` has a line for each step.
         checkpoint_every: steps between checkpoints; 0 for one at the end only.
-        keep_latest: checkpoints kept.
+        keep_latest: checkpoints kept, the newest.
+        keep_every: checkpoints at multiples of so many steps are kept for good; 0 for none.
+        background_checkpoints: go on training while a checkpoint is written; it takes memory for one more
+            copy of weights and optimizer state.
         validate_every: steps between validations; 0 for one at the end only.
         validation_batches: global batches of one validation, always the same ones.
         deterministic: on CUDA, refuse operations whose result may differ between two runs.
         export_dtype: type of the exported weights.
+        trainable: patterns such as `*.layers.3.*` of the parameters that are trained; empty for all.
+        trainable_rows: of embedding table and output layer only these rows are trained: names of code
+            ranges, or `new` for ids that the model started from lacks. Empty for all.
+        peak_tflops: peak of one device in the type of `parallel.param_dtype`, for the utilisation; 0 goes
+            by the device's name.
+        loggers: where figures go beside `metrics.jsonl`.
+        profile_step: three steps from this one on are profiled; 0 for none.
     """
 
     steps: int = 1000
@@ -180,10 +283,17 @@ class LoopConfig:
     log_every: int = 20
     checkpoint_every: int = 500
     keep_latest: int = 2
+    keep_every: int = 0
+    background_checkpoints: bool = True
     validate_every: int = 0
     validation_batches: int = 8
     deterministic: bool = False
     export_dtype: Literal["float32", "bfloat16"] = "float32"
+    trainable: list[str] = dataclasses.field(default_factory=list)
+    trainable_rows: list[str] = dataclasses.field(default_factory=list)
+    peak_tflops: float = 0.0
+    loggers: list[str] = dataclasses.field(default_factory=list)
+    profile_step: int = 0
 
     def __post_init__(self) -> None:
         for name in (
@@ -195,9 +305,19 @@ class LoopConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}, but must be at least 1")
-        for name in ("micro_batch_bins", "checkpoint_every", "validate_every"):
+        for name in (
+            "micro_batch_bins",
+            "checkpoint_every",
+            "validate_every",
+            "keep_every",
+            "profile_step",
+            "peak_tflops",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} is {getattr(self, name)}, but is negative")
+        for name in self.loggers:
+            if name not in LOGGERS:
+                raise ValueError(f"train.loggers names {name!r}; there are {', '.join(LOGGERS)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -210,7 +330,9 @@ class TrainConfig:
         model: shape of the decoder.
         data: what to train on.
         objective: how documents become inputs and labels.
+        loss: which labels count, and how much.
         train: length, steps, logging, checkpoints.
+        lora: adapters.
         optimizer: AdamW.
         schedule: learning rate over the run.
         parallel: FSDP2.
@@ -221,7 +343,9 @@ class TrainConfig:
     model: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     train: LoopConfig = dataclasses.field(default_factory=LoopConfig)
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
@@ -238,6 +362,7 @@ def load_train_config(source: str, overrides: list[str]) -> TrainConfig:
         ConfigError: as `mmfast.config.load_config` does.
     """
     is_file = source.endswith((".yaml", ".yml")) or "/" in source
+    overrides = [part for override in overrides for part in _spelled_out(override)]
     return load_config(
         TrainConfig,
         preset=None if is_file else source,
@@ -246,3 +371,11 @@ def load_train_config(source: str, overrides: list[str]) -> TrainConfig:
         file=Path(source) if is_file else None,
         overrides=overrides,
     )
+
+
+def _spelled_out(override: str) -> list[str]:
+    """`model.from=FOLDER` in full; `from` cannot be a field's name."""
+    key, _, value = override.lstrip("-").partition("=")
+    if key != "model.from":
+        return [override]
+    return [f"model.init_from={value}", "model.architecture=pretrained"]

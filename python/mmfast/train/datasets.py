@@ -10,7 +10,13 @@ from mmfast.distributed import rank, world_size
 from mmfast.errors import CorruptDataError, UsageError, VocabularyMismatchError
 from mmfast.files import read_json_object
 from mmfast.tokenizers.protocol import read_tokenizer_config
-from mmfast.train.config import DataConfig, SourceConfig, TrainConfig
+from mmfast.train.config import (
+    DataConfig,
+    ObjectiveConfig,
+    SourceConfig,
+    TrainConfig,
+    ValidationTask,
+)
 from mmfast.vocab import Vocabulary
 
 RECIPE_FILE = "recipe.json"
@@ -79,8 +85,7 @@ def open_folder(data: DataConfig) -> DatasetFolder:
         CorruptDataError: a file is damaged, or two datasets were made by different recipes.
     """
     prefixes = [Path(source.prefix) for source in sources_of(data)]
-    if data.validation_prefix:
-        prefixes.append(Path(data.validation_prefix))
+    prefixes += [Path(source.prefix) for source in validations(data).values()]
     first = _read_folder(prefixes[0])
     for prefix in prefixes[1:]:
         other = _read_folder(prefix)
@@ -102,14 +107,39 @@ def sources_of(data: DataConfig) -> list[SourceConfig]:
     return sources
 
 
+def validations(data: DataConfig) -> dict[str, ValidationTask]:
+    """What is validated, by name; the name of plain validation is empty.
+
+    Raises:
+        UsageError: a task has no dataset, or two share a name.
+    """
+    tasks: dict[str, ValidationTask] = {}
+    if data.validation_prefix:
+        tasks[""] = ValidationTask(name="plain", prefix=data.validation_prefix)
+    for task in data.validation_tasks:
+        prefix = task.prefix or data.validation_prefix
+        if not prefix or task.name in tasks:
+            what = (
+                "no dataset: give it a prefix, or data.validation_prefix"
+                if not prefix
+                else "a name twice"
+            )
+            raise UsageError(f"the task {task.name!r} of data.validation_tasks has {what}")
+        tasks[task.name] = dataclasses.replace(task, prefix=prefix)
+    return tasks
+
+
 def open_loader(config: TrainConfig, vocabulary: Vocabulary) -> Loader:
     """This rank's share of the training stream."""
-    return _loader(config, vocabulary, sources_of(config.data))
+    return _loader(config, config.objective, vocabulary, sources_of(config.data))
 
 
-def open_validation_loader(config: TrainConfig, vocabulary: Vocabulary) -> Loader:
-    """This rank's share of the held-out stream, always from its beginning."""
-    return _loader(config, vocabulary, [SourceConfig(prefix=config.data.validation_prefix)])
+def open_validation_loader(
+    config: TrainConfig, task: ValidationTask, vocabulary: Vocabulary
+) -> Loader:
+    """This rank's share of a held-out stream, always from its beginning."""
+    objective = config.objective if task.objective is None else task.objective
+    return _loader(config, objective, vocabulary, [SourceConfig(prefix=task.prefix)])
 
 
 def next_batch(batches: Iterator[Batch]) -> Batch | None:
@@ -125,11 +155,16 @@ def next_batch(batches: Iterator[Batch]) -> Batch | None:
         raise UsageError(f"cannot make the next batch: {text}") from error
 
 
-def _loader(config: TrainConfig, vocabulary: Vocabulary, sources: list[SourceConfig]) -> Loader:
+def _loader(
+    config: TrainConfig,
+    objective: ObjectiveConfig,
+    vocabulary: Vocabulary,
+    sources: list[SourceConfig],
+) -> Loader:
     try:
         return Loader(
             [Source(s.prefix, weight=s.weight, max_epochs=s.max_epochs) for s in sources],
-            config.objective.objective,
+            objective.objective,
             vocabulary,
             bin_tokens=config.data.bin_tokens,
             max_document_tokens=config.model.context_length,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mmfast.config import config_yaml
 from mmfast.data import Batch
+from mmfast.data.segment import modality_name
 from mmfast.distributed import world_size
 from mmfast.errors import UsageError
 from mmfast.models import build_decoder, parameter_count
@@ -12,7 +13,6 @@ from mmfast.models.decoder import DecoderConfig
 from mmfast.train import datasets
 from mmfast.train.config import TrainConfig
 from mmfast.train.loss import LOGITS_AT_ONCE
-from mmfast.train.metrics import modality_name
 from mmfast.vocab import Vocabulary
 
 ADAMW_BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and two moments
@@ -105,8 +105,12 @@ def _memory(config: TrainConfig, num_parameters: int, vocabulary: Vocabulary) ->
     rows = -(-config.train.global_batch_bins // world_size())
     tokens = min(rows, config.train.micro_batch_bins or rows) * config.data.bin_tokens
     width = 4 if config.parallel.param_dtype == "float32" else 2
-    # About 14 tensors of the block's width and 4 of the MLP's are kept for each block (eager).
-    kept = 1 if config.parallel.activation_checkpointing else shape.num_layers
+    # About 14 tensors of the block's width and 4 of the MLP's are kept for each block (eager); 6 and 2
+    # of them are what selective recomputation keeps.
+    checkpointing = config.parallel.activation_checkpointing
+    kept = {"none": shape.num_layers, "selective": shape.num_layers * 0.43, "full": 1}[
+        checkpointing
+    ]
     block = 14 * shape.hidden_size + 4 * shape.intermediate_size
     checkpoints = shape.num_layers * shape.hidden_size
     activations = tokens * width * (kept * block + checkpoints)

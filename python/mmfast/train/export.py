@@ -18,6 +18,7 @@ from mmfast.console import log
 from mmfast.distributed import rank
 from mmfast.files import write_json
 from mmfast.models.decoder import DecoderConfig, build_decoder
+from mmfast.models.lora import merged
 from mmfast.train.agreement import together
 from mmfast.train.datasets import (
     RECIPE_FILE,
@@ -36,6 +37,7 @@ def export_model(
     config: DecoderConfig,
     dataset: DatasetFolder,
     dtype: torch.dtype = torch.float32,
+    lora_scale: float = 0.0,
 ) -> None:
     """Gathers the weights on rank 0 and writes `folder`, replacing an earlier export.
 
@@ -47,6 +49,7 @@ def export_model(
         config: the model's shape.
         dataset: source of vocabulary, tokenizers and recipe.
         dtype: type of the written weights.
+        lora_scale: of adapters, which are merged into the weights.
 
     Raises:
         VocabularyMismatchError: the image tokenizer is no longer the one that the data was made with.
@@ -56,6 +59,7 @@ def export_model(
     )
     with together():
         if rank() == 0:
+            weights = merged(weights, scale=lora_scale)
             require_image_tokenizer(dataset)
             temporary = folder.with_name(folder.name + ".tmp")
             shutil.rmtree(temporary, ignore_errors=True)

@@ -10,6 +10,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mmfast.console import log
-from mmfast.distributed import rank
+from mmfast.distributed import rank, world_size
 from mmfast.files import write_json, write_text
+from mmfast.train.labels import modality_key
+from mmfast.train.loggers import Logger
 
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
-MODALITY_NAMES = ("text", "image", "video", "audio")
+VALIDATION = "validation"
 # Means over this many steps at either end stand for the first and the last loss in the summary.
 SUMMARY_STEPS = 20
 
@@ -42,6 +45,8 @@ class StepRecord:
         documents: documents so far.
         padding_fraction: share of this step's positions that hold no token.
         wait_secs: time this rank waited for data.
+        full_flops: operations over all ranks by the full-attention formula.
+        causal_flops: the same by the causal formula.
     """
 
     step: int
@@ -53,6 +58,8 @@ class StepRecord:
     documents: int
     padding_fraction: float
     wait_secs: float
+    full_flops: float = 0.0
+    causal_flops: float = 0.0
 
 
 class MetricsLog:
@@ -65,6 +72,8 @@ class MetricsLog:
         start_tokens: tokens trained on before.
         start_seconds: training time before.
         skipped_steps: non-finite steps before.
+        peak_tflops: of one device, None when unknown: there is no utilisation then.
+        loggers: further destinations, on rank 0.
     """
 
     def __init__(
@@ -76,10 +85,14 @@ class MetricsLog:
         start_tokens: int = 0,
         start_seconds: float = 0.0,
         skipped_steps: int = 0,
+        peak_tflops: float | None = None,
+        loggers: Sequence[Logger] = (),
     ) -> None:
         self.path = folder / METRICS_FILE
         self.num_steps = num_steps
         self.skipped_steps = skipped_steps
+        self.peak_tflops = peak_tflops
+        self.loggers = loggers
         self._pending: list[StepRecord] = []
         self._started = time.perf_counter() - start_seconds
         self._interval_started = time.perf_counter()
@@ -112,11 +125,7 @@ class MetricsLog:
         self.skipped_steps += round(sum(skipped))
         now = time.perf_counter()
         interval = max(now - self._interval_started, 1e-9)
-        rates = {
-            "tokens_per_sec": round((records[-1].tokens - self._interval_tokens) / interval, 1),
-            "data_wait_fraction": round(sum(r.wait_secs for r in records) / interval, 4),
-            "seconds": round(self.seconds, 3),
-        }
+        rates = self._rates(records, interval)
         self._interval_started, self._interval_tokens = now, records[-1].tokens
         if rank() != 0:
             return
@@ -135,20 +144,70 @@ class MetricsLog:
             for record, step_sums, norm, skip in zip(records, sums, norms, skipped, strict=True)
         ]
         self._append(lines)
+        for line in lines:
+            self._send(line["step"], line)
         if announce:
             self._announce({**lines[-1], **losses(sums.sum(0))}, interval / len(records))
 
-    def validation(self, step: int, sums: Tensor) -> float:
-        """Writes and prints the held-out loss from `[2, M]` sums over all ranks; returns it."""
-        figures = losses(sums.cpu())
-        if rank() == 0:
-            self._append([{"step": step, "split": "validation", **figures}])
+    def _rates(self, records: Sequence[StepRecord], interval: float) -> dict[str, Any]:
+        """Figures of an interval: they stand in each of its lines."""
+        ranks = world_size()
+        tokens_per_sec = (records[-1].tokens - self._interval_tokens) / interval
+        rates = {
+            "tokens_per_sec": round(tokens_per_sec, 1),
+            "tokens_per_sec_per_process": round(tokens_per_sec / ranks, 1),
+            "step_secs": round(interval / len(records), 5),
+            "data_wait_fraction": round(sum(r.wait_secs for r in records) / interval, 4),
+            "memory_gib": round(memory_gib(), 3),
+            "seconds": round(self.seconds, 3),
+        }
+        full = sum(r.full_flops for r in records) / interval / ranks / 1e12
+        causal = sum(r.causal_flops for r in records) / interval / ranks / 1e12
+        rates["tflops_per_process"] = round(full, 4)
+        if self.peak_tflops is not None:
+            rates |= {
+                "mfu": round(full / self.peak_tflops, 4),
+                "mfu_causal": round(causal / self.peak_tflops, 4),
+                "peak_tflops": self.peak_tflops,
+            }
+        return rates
+
+    def validation(self, step: int, sums_of_task: Mapping[str, Tensor]) -> dict[str, float]:
+        """Writes and prints held-out losses; returns the mean of each task.
+
+        Args:
+            step: steps done.
+            sums_of_task: `[2, M]` sums over all ranks by the task's name; the name of plain validation is
+                empty.
+        """
+        means = {}
+        lines = []
+        for task, sums in sums_of_task.items():
+            figures = losses(sums.cpu())
+            means[task] = figures["loss"]
+            split = f"{VALIDATION} {task}".strip()
+            lines.append({"step": step, "split": split, **figures})
+            if rank() == 0:
+                shown = " ".join(f"{name} {value:.4f}" for name, value in figures.items())
+                log(f"step {step}: {split} {shown}")
+        if rank() == 0 and lines:
+            self._append(lines)
+            for line in lines:
+                name = str(line.pop("split")).replace(" ", "/")
+                self._send(step, {f"{name}/{key}": value for key, value in line.items()})
             self.validated_step = step
-            shown = " ".join(f"{name} {value:.4f}" for name, value in figures.items())
-            log(f"step {step}: validation {shown}")
         # Training's rate is not charged with the time that validation took.
         self._interval_started = time.perf_counter()
-        return figures["loss"]
+        return means
+
+    def _send(self, step: int, figures: Mapping[str, Any]) -> None:
+        for logger in self.loggers:
+            logger.log(step, {k: float(v) for k, v in figures.items() if k != "step"})
+
+    def close(self) -> None:
+        """Lets the loggers send what is left."""
+        for logger in self.loggers:
+            logger.close()
 
     def sync(self) -> None:
         """Makes what was written durable, so that no checkpoint is ahead of its metrics."""
@@ -167,14 +226,26 @@ class MetricsLog:
             if name.startswith("loss_")
         )
         minutes, secs = divmod(round((self.num_steps - line["step"]) * step_secs), 60)
+        mfu = ""
+        if "mfu" in line:
+            mfu = (
+                f", MFU {line['mfu']:.1%} (causal {line['mfu_causal']:.1%}) of "
+                f"{line['peak_tflops']:g} TFLOP/s"
+            )
         log(
             f"step {line['step']}/{self.num_steps}: loss {line['loss']:.4f}{by_modality}"
             f" | lr {line['lr']:.2e} norm {line['grad_norm']:.2f}"
-            f" | {line['tokens_per_sec']:,.0f} tokens/s, {step_secs * 1e3:.0f} ms/step,"
-            f" waiting {line['data_wait_fraction']:.1%}, {memory_gib():.2f} GiB"
+            f" | {line['tokens_per_sec']:,.0f} tokens/s, {line['tokens_per_sec_per_process']:,.0f} a "
+            f"process, {_short(line['tflops_per_process'])} TFLOP/s{mfu}, {step_secs * 1e3:.0f} ms/step,"
+            f" waiting {line['data_wait_fraction']:.1%}, {line['memory_gib']:.2f} GiB"
             f" | {minutes}:{secs:02} left"
             + (f" | {self.skipped_steps} steps skipped" if self.skipped_steps else "")
         )
+
+
+def _short(value: float) -> str:
+    """Three digits or all before the point: 0.0123, 1.23, 412."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
 
 
 def losses(sums: Tensor) -> dict[str, float]:
@@ -183,13 +254,8 @@ def losses(sums: Tensor) -> dict[str, float]:
     figures = {"loss": sum(nll) / max(sum(weight), 1e-30)}
     for modality, modality_weight in enumerate(weight):
         if modality_weight > 0:
-            figures[f"loss_{modality_name(modality)}"] = nll[modality] / modality_weight
+            figures[f"loss_{modality_key(modality)}"] = nll[modality] / modality_weight
     return figures
-
-
-def modality_name(modality: int) -> str:
-    """Name of a modality's number, e.g. `image`."""
-    return MODALITY_NAMES[modality] if modality < len(MODALITY_NAMES) else f"modality_{modality}"
 
 
 def read_losses(folder: Path) -> list[float]:
@@ -238,7 +304,7 @@ def _keep_steps(path: Path, last_step: int) -> int | None:
         except (ValueError, KeyError, TypeError):
             continue
         kept.append(line + "\n")
-        if record.get("split") == "validation":
+        if str(record.get("split", "")).startswith(VALIDATION):
             validated = record["step"]
     write_text(path, "".join(kept))
     return validated

@@ -10,10 +10,9 @@ from torch import Tensor
 from mmfast.data import Batch
 from mmfast.models import attention_inputs
 from mmfast.train.config import TrainConfig
+from mmfast.train.labels import LabelRules, label_modality, to_device
 from mmfast.train.loss import NUM_MODALITIES, DecoderWithLoss, LossSums
 from mmfast.train.parallel import compute_dtype, set_gradient_sync
-
-MODALITY_BITS = 0x1F
 
 
 def backward_batch(
@@ -21,6 +20,7 @@ def backward_batch(
     batch: Batch,
     *,
     weight_sum: float,
+    rules: LabelRules,
     config: TrainConfig,
     device: torch.device,
 ) -> Tensor:
@@ -30,6 +30,7 @@ def backward_batch(
         model: sharded.
         batch: this rank's rows, on the CPU.
         weight_sum: Σ w over the rows of all ranks.
+        rules: which labels are scored among which ids.
         config: micro-batch size and types.
         device: where the model is.
 
@@ -42,28 +43,36 @@ def backward_batch(
     for first in range(0, num_rows, micro_rows):
         set_gradient_sync(model, enabled=first + micro_rows >= num_rows)
         rows = slice(first, first + micro_rows)
-        sums = forward_rows(model, batch, rows, config=config, device=device)
+        sums = forward_rows(model, batch, rows, rules=rules, config=config, device=device)
         torch.autograd.backward(sums.total / max(weight_sum, 1e-30))
         totals += sums.by_modality
     return totals
 
 
 def forward_rows(
-    model: DecoderWithLoss, batch: Batch, rows: slice, *, config: TrainConfig, device: torch.device
+    model: DecoderWithLoss,
+    batch: Batch,
+    rows: slice,
+    *,
+    rules: LabelRules,
+    config: TrainConfig,
+    device: torch.device,
 ) -> LossSums:
     """Loss sums of some rows."""
-    modality = batch.modality_ids[rows] & MODALITY_BITS
-    # A label is the next token, and so is its modality; the last of a row is never a label.
-    label_modality = torch.cat([modality[:, 1:], modality[:, -1:]], dim=1)
+    labels, weights = batch.labels[rows], batch.loss_weights[rows]
     attention = attention_inputs(
         batch.document_ids[rows], device=device, dtype=compute_dtype(config.parallel)
     )
     tensors = (
         batch.input_ids[rows],
         batch.position_ids[rows],
-        batch.labels[rows],
-        batch.loss_weights[rows],
-        label_modality,
+        labels,
+        weights,
+        label_modality(batch.modality_ids[rows]),
     )
-    sums: LossSums = model(*(t.to(device, non_blocking=True) for t in tensors), attention)
+    sums: LossSums = model(
+        *(t.to(device, non_blocking=True) for t in tensors),
+        to_device(rules.groups(labels, weights), device),
+        attention,
+    )
     return sums

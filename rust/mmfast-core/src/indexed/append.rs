@@ -11,7 +11,7 @@ use crate::vfs::{File, Vfs};
 /// Bytes gathered before they are written.
 const BUFFER_BYTES: usize = 1 << 20;
 /// Bytes digested and then written at once: small enough to stay in the cache between the two.
-const PIECE_BYTES: usize = 1 << 18;
+const PIECE_BYTES: usize = 1 << 19;
 
 /// Something computed over all bytes of a file on their way to it.
 pub(super) trait Digest {
@@ -70,6 +70,7 @@ impl<D: Digest> AppendFile<D> {
             return self.push(|buffer| buffer.extend_from_slice(bytes));
         }
         self.write_out()?;
+        self.attempt(|vfs, file| vfs.reserve(file, bytes.len() as u64))?;
         for piece in bytes.chunks(PIECE_BYTES) {
             self.digest.update(piece);
             self.attempt(|vfs, file| vfs.write(file, piece))?;

@@ -7,9 +7,8 @@
 //! therefore always exceed one block together, and n bytes have at most `2·n / BLOCK_BYTES + 1` blocks
 //! however many parts they came from.
 
-use crc32c::{crc32c_append, crc32c_combine};
-
 use super::append::Digest;
+use super::crc32c;
 
 /// Most bytes that one sum covers.
 pub const BLOCK_BYTES: u32 = 1 << 20;
@@ -48,7 +47,7 @@ impl BlockSums {
         if let Some(last) = self.blocks.last_mut()
             && last.num_bytes + block.num_bytes <= BLOCK_BYTES
         {
-            last.crc = crc32c_combine(last.crc, block.crc, block.num_bytes as usize);
+            last.crc = crc32c::combine(last.crc, block.crc, block.num_bytes as usize);
             last.num_bytes += block.num_bytes;
         } else {
             self.blocks.push(block);
@@ -94,7 +93,7 @@ impl BlockSums {
     /// CRC-32C of the whole file: the same however it is cut into blocks.
     pub(super) fn total_crc(&self) -> u32 {
         self.blocks.iter().fold(0, |crc, block| {
-            crc32c_combine(crc, block.crc, block.num_bytes as usize)
+            crc32c::combine(crc, block.crc, block.num_bytes as usize)
         })
     }
 }
@@ -117,7 +116,7 @@ impl Digest for BlockSums {
             };
             let room = (BLOCK_BYTES - last.num_bytes) as usize;
             let (now, rest) = bytes.split_at(room.min(bytes.len()));
-            last.crc = crc32c_append(last.crc, now);
+            last.crc = crc32c::append(last.crc, now);
             // At most the room that is left in a block.
             last.num_bytes += u32::try_from(now.len()).unwrap_or(BLOCK_BYTES);
             bytes = rest;
@@ -142,7 +141,7 @@ mod tests {
         let sizes: Vec<_> = sums.blocks().iter().map(|block| block.num_bytes).collect();
         assert_eq!(sizes, [1 << 20, 1 << 20, 5]);
         for (block, part) in sums.blocks().iter().zip(whole.chunks(1 << 20)) {
-            assert_eq!(block.crc, crc32c::crc32c(part));
+            assert_eq!(block.crc, crc32c::of(part));
         }
     }
 
@@ -164,12 +163,12 @@ mod tests {
             for part in whole.chunks(part_bytes) {
                 sums.extend(&BlockSums::of(part));
             }
-            assert_eq!(sums.total_crc(), crc32c::crc32c(&whole));
+            assert_eq!(sums.total_crc(), crc32c::of(&whole));
             assert!(sums.blocks().len() <= 7, "{}", sums.blocks().len());
             let mut start = 0;
             for block in sums.blocks() {
                 let end = start + block.num_bytes as usize;
-                assert_eq!(block.crc, crc32c::crc32c(&whole[start..end]));
+                assert_eq!(block.crc, crc32c::of(&whole[start..end]));
                 start = end;
             }
             assert_eq!(start, whole.len());

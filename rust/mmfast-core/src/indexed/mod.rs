@@ -11,6 +11,7 @@ mod access;
 mod append;
 mod blocks;
 mod contents;
+mod crc32c;
 mod gather;
 mod header;
 mod index;

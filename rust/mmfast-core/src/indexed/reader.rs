@@ -40,7 +40,7 @@ const FINGERPRINT_BLOCK_BYTES: u64 = 4096;
 
 /// Bytes of a run that is copied next that are asked for while the one before is copied. After these the
 /// processor has found out by itself that it is read in order.
-const AHEAD_BYTES: usize = 2048;
+const AHEAD_BYTES: usize = 1024;
 
 /// A published dataset. Views of its ids borrow from it; whoever needs them longer keeps an `Arc`.
 #[derive(Debug)]

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::access::Bin;
 use super::blocks::BlockSums;
+use super::crc32c;
 use super::index::Index;
 use super::prefix::Prefix;
 use crate::error::{Error, Result};
@@ -131,7 +132,7 @@ impl Checksums {
         let bytes = start.copied().unwrap_or(0)..end;
         // A block is at most 1 MiB.
         let num_bytes = usize::try_from(bytes.end - bytes.start).unwrap_or(0);
-        let found_crc = crc32c::crc32c(bin.bytes(bytes.start, num_bytes, buffer)?);
+        let found_crc = crc32c::of(bin.bytes(bytes.start, num_bytes, buffer)?);
         Ok((found_crc != expected_crc).then(|| DamagedBlock {
             block: block as u64,
             documents: index.documents_at(&bytes),

@@ -4,7 +4,7 @@
 //! the open bin with the least space that still holds it, the one that has waited longest among equal
 //! spaces. The rule is that of "Fewer Truncations Improve Language Modeling" (arXiv 2404.10830); a
 //! bitmap of spaces replaces its segment tree, and items of one length that find the same queue of
-//! bins take it in one walk.
+//! bins take it in one walk, as many to a bin as it holds.
 
 use crate::error::{Error, Result};
 use crate::pack::spaces::SpaceSet;
@@ -82,12 +82,12 @@ pub fn best_fit_decreasing(lengths: &[u32], capacity: u32) -> Result<Bins> {
     let (order, counts) = longest_first(lengths, capacity);
     let mut open = OpenBins::new(capacity, lengths.len());
     for (length, count) in counts.into_iter().enumerate().rev() {
-        let mut rest = count as usize;
+        let mut rest = count;
         while rest > 0 {
             rest -= open.place(length, rest);
         }
     }
-    Ok(grouped(&order, &open.bin_of_rank, open.num_bins as usize))
+    Ok(grouped(&order, &open.bin_of_rank, &open.bins))
 }
 
 /// Bins in queues by the space they have left, a bin that has waited longer before one that has less.
@@ -97,14 +97,19 @@ struct OpenBins {
     /// Spaces whose queue is not empty.
     spaces: SpaceSet,
     queues: Vec<Queue>,
-    /// The bin behind each in its queue; one more entry at the end belongs to no bin.
-    next: Vec<u32>,
-    num_bins: u32,
+    bins: Vec<Bin>,
     /// The bin of each item, in the order in which items are placed.
     bin_of_rank: Vec<u32>,
 }
 
-/// First and last bin of a queue, linked through [`OpenBins::next`]; [`NONE`] if it is empty.
+#[derive(Debug, Clone, Copy)]
+struct Bin {
+    num_items: u32,
+    /// The bin behind it in its queue, whose last bin has any number here.
+    next: u32,
+}
+
+/// First and last bin of a queue, linked through [`Bin::next`]; [`NONE`] if it is empty.
 #[derive(Debug, Clone, Copy)]
 struct Queue {
     first: u32,
@@ -126,105 +131,132 @@ impl OpenBins {
             capacity,
             spaces: SpaceSet::new(capacity),
             queues: vec![EMPTY; capacity + 1],
-            next: vec![NONE; num_items + 1],
-            num_bins: 0,
+            bins: Vec::new(),
             bin_of_rank: Vec::with_capacity(num_items),
         }
     }
 
     /// Places one or more of `count` items of one length by the rule; returns how many.
     ///
-    /// As long as an item leaves too little room for another of its length, the items after it find
-    /// the same queue, and take its bins one after another: a piece of the queue moves as it is.
-    fn place(&mut self, length: usize, count: usize) -> usize {
-        let Some(space) = self.spaces.successor(length) else {
-            let most = if self.capacity - length < length {
-                count
-            } else {
-                1
-            };
-            let (piece, num_placed) = self.open(most);
-            self.append(self.capacity - length, piece);
-            return num_placed;
-        };
-        let left = space - length;
-        let Queue { first, last } = self.queues[space];
-        if left < length && count > 1 && first != last {
-            let (piece, num_placed) = self.take(space, count);
-            self.append(left, piece);
-            return num_placed;
+    /// A bin that takes an item and still holds another then has the least space of those that do. So
+    /// it takes items until none fits, then the bin behind it in its queue does, and so on; as the spaces
+    /// of all that were filled are equal, that part of the queue moves as it is.
+    fn place(&mut self, length: usize, count: u32) -> u32 {
+        if length == 0 {
+            return self.place_empty();
         }
-        // One bin moves. Whether it was the last of its queue is as good as random, so it is no branch.
-        self.bin_of_rank.push(first);
-        let rest = Queue {
-            first: self.next[first as usize],
-            last,
+        let Some(space) = self.spaces.successor(length) else {
+            self.open(length, count);
+            return count;
         };
-        let is_emptied = first == last;
-        self.queues[space] = if is_emptied { EMPTY } else { rest };
-        self.spaces.remove_if(space, is_emptied);
-        self.append(left, Queue { first, last: first });
+        let each = held(space, length);
+        let queue = self.queues[space];
+        let (mut rest, mut waiting, mut filled) = (count, Some(queue.first), EMPTY);
+        while let Some(bin) = waiting.filter(|_| rest >= each) {
+            self.fill(bin, each);
+            rest -= each;
+            filled = Queue {
+                first: queue.first,
+                last: bin,
+            };
+            waiting = self.behind(bin, queue);
+        }
+        self.append(space - each as usize * length, filled);
+        if let Some(bin) = waiting.filter(|_| rest > 0) {
+            // The items end inside of this bin.
+            waiting = self.behind(bin, queue);
+            self.fill(bin, rest);
+            self.append(space - rest as usize * length, Queue::of(bin));
+            rest = 0;
+        }
+        self.queues[space] = waiting.map_or(EMPTY, |first| Queue { first, ..queue });
+        self.spaces.remove_if(space, waiting.is_none());
+        count - rest
+    }
+
+    /// Places one item of length 0: the space of its bin stays, but it goes to the end of the queue.
+    fn place_empty(&mut self) -> u32 {
+        let Some(space) = self.spaces.successor(0) else {
+            self.open(0, 1);
+            return 1;
+        };
+        let queue = self.queues[space];
+        self.fill(queue.first, 1);
+        if let Some(first) = self.behind(queue.first, queue) {
+            self.queues[space] = Queue { first, ..queue };
+            self.append(space, Queue::of(queue.first));
+        }
         1
     }
 
-    /// Puts a piece of a queue at the end of another.
-    fn append(&mut self, space: usize, piece: Queue) {
-        let queue = self.queues[space];
-        let nobody = self.next.len() - 1;
-        let was_empty = queue.first == NONE;
-        let end = if was_empty {
-            nobody
+    /// Opens the bins that `count` items of one length need.
+    fn open(&mut self, length: usize, count: u32) {
+        let each = held(self.capacity, length);
+        let mut rest = count;
+        while rest > 0 {
+            // There are fewer bins than items, whose number fits.
+            let bin = u32::try_from(self.bins.len()).unwrap_or(NONE);
+            let num_items = each.min(rest);
+            self.bins.push(Bin {
+                num_items: 0,
+                next: NONE,
+            });
+            self.fill(bin, num_items);
+            self.append(self.capacity - num_items as usize * length, Queue::of(bin));
+            rest -= num_items;
+        }
+    }
+
+    /// Puts the next items into a bin.
+    fn fill(&mut self, bin: u32, num_items: u32) {
+        self.bins[bin as usize].num_items += num_items;
+        if num_items == 1 {
+            self.bin_of_rank.push(bin);
         } else {
-            queue.last as usize
+            let end = self.bin_of_rank.len() + num_items as usize;
+            self.bin_of_rank.resize(end, bin);
+        }
+    }
+
+    fn behind(&self, bin: u32, queue: Queue) -> Option<u32> {
+        (bin != queue.last).then(|| self.bins[bin as usize].next)
+    }
+
+    /// Puts a piece of a queue, perhaps an empty one, at the end of another.
+    fn append(&mut self, space: usize, piece: Queue) {
+        if piece.first == NONE {
+            return;
+        }
+        let queue = self.queues[space];
+        let first = if queue.first == NONE {
+            self.spaces.insert(space);
+            piece.first
+        } else {
+            self.bins[queue.last as usize].next = piece.first;
+            queue.first
         };
-        self.next[end] = piece.first;
-        let first = if was_empty { piece.first } else { queue.first };
         self.queues[space] = Queue {
             first,
             last: piece.last,
         };
-        self.spaces.insert(space);
     }
+}
 
-    /// Puts an item into each of the first bins of a queue, at most `most`, and takes them out of it.
-    fn take(&mut self, space: usize, most: usize) -> (Queue, usize) {
-        let queue = self.queues[space];
-        let (mut last, mut num_placed) = (queue.first, 1);
-        self.bin_of_rank.push(last);
-        while last != queue.last && num_placed < most {
-            last = self.next[last as usize];
-            self.bin_of_rank.push(last);
-            num_placed += 1;
+impl Queue {
+    fn of(bin: u32) -> Self {
+        Self {
+            first: bin,
+            last: bin,
         }
-        let is_emptied = last == queue.last;
-        let rest = Queue {
-            first: self.next[last as usize],
-            last: queue.last,
-        };
-        self.queues[space] = if is_emptied { EMPTY } else { rest };
-        self.spaces.remove_if(space, is_emptied);
-        let piece = Queue {
-            first: queue.first,
-            last,
-        };
-        (piece, num_placed)
     }
+}
 
-    /// Opens bins with an item each, linked in a row.
-    fn open(&mut self, num_bins: usize) -> (Queue, usize) {
-        let first = self.num_bins;
-        // There are fewer bins than items, whose number fits.
-        self.num_bins += u32::try_from(num_bins).unwrap_or(NONE);
-        for bin in first..self.num_bins {
-            self.bin_of_rank.push(bin);
-            self.next[bin as usize] = bin + 1;
-        }
-        let piece = Queue {
-            first,
-            last: self.num_bins - 1,
-        };
-        (piece, num_bins)
+/// How many items of a length a space holds; one if the length is 0.
+fn held(space: usize, length: usize) -> u32 {
+    if space - length < length {
+        return 1;
     }
+    u32::try_from(space.checked_div(length).unwrap_or(1)).unwrap_or(NONE)
 }
 
 /// Item numbers by falling length, equal lengths in their given order; and how many have each length.
@@ -255,15 +287,15 @@ fn longest_first(lengths: &[u32], capacity: usize) -> (Vec<u32>, Vec<u32>) {
 /// Turns a bin number per item into items per bin, keeping `order` inside a bin.
 #[expect(
     clippy::indexing_slicing,
-    reason = "bin numbers are below num_bins, starts count all items"
+    reason = "bin numbers are those of bins, starts count all items"
 )]
-fn grouped(order: &[u32], bin_of_rank: &[u32], num_bins: usize) -> Bins {
-    let mut offsets = vec![0u32; num_bins + 1];
-    for bin in bin_of_rank {
-        offsets[*bin as usize + 1] += 1;
-    }
-    for index in 1..offsets.len() {
-        offsets[index] += offsets[index - 1];
+fn grouped(order: &[u32], bin_of_rank: &[u32], bins: &[Bin]) -> Bins {
+    let mut offsets = Vec::with_capacity(bins.len() + 1);
+    let mut end = 0;
+    offsets.push(end);
+    for bin in bins {
+        end += bin.num_items;
+        offsets.push(end);
     }
     let mut starts = offsets.clone();
     let mut items = vec![0; order.len()];

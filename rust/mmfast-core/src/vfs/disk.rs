@@ -144,6 +144,12 @@ impl Vfs for Disk {
         written.map_err(|e| Error::io("write", &file.path, e))
     }
 
+    fn reserve(&self, file: &mut File, num_bytes: u64) -> Result<()> {
+        let offset = file.inner.stream_position();
+        let offset = offset.map_err(|e| Error::io("inspect", &file.path, e))?;
+        reserve(&file.inner, offset, num_bytes).map_err(|e| Error::io("write", &file.path, e))
+    }
+
     fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> Result<()> {
         let written = file.inner.write_all_at(bytes, offset);
         written.map_err(|e| Error::io("write", &file.path, e))
@@ -217,6 +223,22 @@ impl Vfs for Disk {
     }
 }
 
+#[cfg(target_os = "linux")]
+fn reserve(file: &fs::File, offset: u64, num_bytes: u64) -> io::Result<()> {
+    use rustix::fs::{FallocateFlags, fallocate};
+    use rustix::io::Errno;
+    match fallocate(file, FallocateFlags::KEEP_SIZE, offset, num_bytes) {
+        // File systems that cannot; a limit on the size of files stops the writes themselves.
+        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::FBIG | Errno::INTR) => Ok(()),
+        done => Ok(done?),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn reserve(_file: &fs::File, _offset: u64, _num_bytes: u64) -> io::Result<()> {
+    Ok(())
+}
+
 /// Whether `path` leads to the file that `handle` has open.
 fn same_file(handle: &fs::File, path: &Path) -> io::Result<bool> {
     let opened = handle.metadata()?;
@@ -247,6 +269,28 @@ mod tests {
             Disk.read_at(&opened, 7, &mut out),
             Err(Error::Io { .. })
         ));
+    }
+
+    #[test]
+    fn reserved_room_changes_neither_size_nor_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let mut file = Disk.create(&path).unwrap();
+        Disk.write(&mut file, b"abc").unwrap();
+        Disk.reserve(&mut file, 1 << 20).unwrap();
+        assert_eq!(file.num_bytes().unwrap(), 3);
+        Disk.write(&mut file, b"def").unwrap();
+        let mut out = [0; 6];
+        Disk.read_at(&Disk.open(&path).unwrap(), 0, &mut out)
+            .unwrap();
+        assert_eq!(&out, b"abcdef");
+        // More than any disk holds is either refused at once or not tried.
+        let refused = Disk.reserve(&mut file, 1 << 60);
+        assert!(
+            matches!(refused, Ok(()) | Err(Error::Io { .. })),
+            "{refused:?}"
+        );
+        assert_eq!(file.num_bytes().unwrap(), 6);
     }
 
     #[test]

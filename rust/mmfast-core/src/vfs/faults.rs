@@ -147,6 +147,11 @@ impl Vfs for FaultyDisk {
         })
     }
 
+    fn reserve(&self, file: &mut File, num_bytes: u64) -> Result<()> {
+        let path = file.path().to_path_buf();
+        self.grow(&path, 0, |_| self.inner.reserve(file, num_bytes))
+    }
+
     fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> Result<()> {
         self.grow(file.path(), bytes.len(), |num_bytes| {
             self.inner.write_at(file, offset, first(bytes, num_bytes))

@@ -35,6 +35,11 @@ pub trait Vfs: Debug + Send + Sync {
     /// Writes all bytes at the file's cursor.
     fn write(&self, file: &mut File, bytes: &[u8]) -> Result<()>;
 
+    /// Makes room on the disk for the next bytes at the cursor, where the file system can; size and
+    /// content stay. Writes that fill it spare the file system a search for each of its blocks, and a full
+    /// disk is known before the first of them.
+    fn reserve(&self, file: &mut File, num_bytes: u64) -> Result<()>;
+
     /// Writes all bytes at `offset`; the cursor stays.
     fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> Result<()>;
 

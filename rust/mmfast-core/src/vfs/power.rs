@@ -192,6 +192,10 @@ impl Vfs for RecordingDisk {
         Ok(())
     }
 
+    fn reserve(&self, file: &mut File, num_bytes: u64) -> Result<()> {
+        Disk.reserve(file, num_bytes)
+    }
+
     fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> Result<()> {
         Disk.write_at(file, offset, bytes)?;
         self.note(Change::Write {

@@ -4,19 +4,20 @@ A source knows the number of its records at once and opens any one of them, so t
 take its share. What is wrong with one record is a `BadRecordError`; reasons, besides those of
 `mmfast.tokenizers.images`:
 
-    record_broken record_too_long caption_missing caption_type caption_not_unicode tar_broken
+    record_broken record_too_long caption_missing caption_type caption_not_unicode tar_broken pickle_refused
 """
 
 import dataclasses
 import hashlib
 import json
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from mmfast.errors import BadRecordError, UsageError
-from mmfast.prepare.annotations import Annotations, open_annotations
-from mmfast.recipes.folder.options import FolderPrepareOptions
+from mmfast.prepare.annotations import Annotations, Joined, open_annotations
+from mmfast.prepare.restricted_pickle import read_restricted_pickle
 from mmfast.tokenizers.images import IMAGE_SUFFIXES, image_path_under, list_images
 
 MAX_TEXT_BYTES = 16 * 1024 * 1024
@@ -47,24 +48,47 @@ class Source(Protocol):
         """One record, its image not yet decoded; `BadRecordError` if it cannot be used."""
 
 
-def open_source(options: FolderPrepareOptions) -> Source:
-    """The source that the options describe.
+def open_source(
+    *,
+    images: Path | None = None,
+    captions: Path | Sequence[Path] | None = None,
+    tars: Path | None = None,
+    image_field: str = "image",
+    caption_field: str = "caption",
+    pickles: bool = False,
+) -> Source:
+    """The source that the arguments describe.
+
+    Args:
+        images: folder under which all images lie; without it, `tars`.
+        captions: a caption file or several; or a folder with a file for each image, under the same name with another
+            suffix; None for such files beside the images.
+        tars: WebDataset shards in place of `images`.
+        image_field: field of a caption file that holds the image's path, or its bytes in parquet.
+        caption_field: field that holds the caption or captions; `a.b` looks into `a` where no field is
+            called so itself.
+        pickles: whether captions may also be `.pkl`, read by `read_restricted_pickle`.
 
     Raises:
         UsageError: a folder or file is missing or of an unknown kind.
     """
-    if options.tars is not None:
-        return TarShards(options.tars, caption_field=options.caption_field)
-    if options.images is None:
+    if tars is not None:
+        return TarShards(tars, caption_field=caption_field)
+    if images is None:
         raise UsageError("give either --images or --tars")
-    if not options.images.is_dir():
-        raise UsageError(f"{options.images} is not a folder of images")
-    if options.captions is None:
-        return FilesSideBySide(options.images, caption_field=options.caption_field)
-    records = open_annotations(
-        options.captions, image_field=options.image_field, caption_field=options.caption_field
-    )
-    return CaptionFile(options.images, records, options.image_field, options.caption_field)
+    if not images.is_dir():
+        raise UsageError(f"{images} is not a folder of images")
+    if captions is None or (isinstance(captions, Path) and captions.is_dir()):
+        return FilesSideBySide(
+            images, captions=captions, caption_field=caption_field, pickles=pickles
+        )
+    fields = {"image_field": image_field, "caption_field": caption_field}
+    records: Annotations
+    if isinstance(captions, Path):
+        records = open_annotations(captions, **fields)
+    else:
+        records = Joined([open_annotations(path, **fields) for path in captions])
+    return CaptionFile(images, records, image_field, caption_field)
 
 
 class CaptionFile:
@@ -100,7 +124,7 @@ class CaptionFile:
                 "record_broken",
                 f"field {self._image_field!r} must be a path, found {type(image).__name__}",
             )
-        return Sample(image, captions_of(fields.get(self._caption_field)))
+        return Sample(image, captions_of(_field(fields, self._caption_field)))
 
     def _stamp(self, record: int) -> str:
         """The stamp of a record's image; empty where the caption file itself says all there is."""
@@ -114,17 +138,30 @@ class CaptionFile:
 
 
 class FilesSideBySide:
-    """`a/b.png` with its captions in `a/b.txt` (one a line) or `a/b.json` (text, list, or object)."""
+    """`a/b.png` with its captions in `a/b.txt` (one a line) or `a/b.json` (text, list, or object).
 
-    def __init__(self, root: Path, *, caption_field: str) -> None:
+    Captions may lie under a folder of their own, with the same names, and may be plain pickles where the
+    caller allows it.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        captions: Path | None = None,
+        caption_field: str,
+        pickles: bool = False,
+    ) -> None:
         self._root = root.resolve()
+        self._captions_root = self._root if captions is None else captions.resolve()
         self._caption_field = caption_field
+        self._suffixes = (".txt", ".json", *((".pkl", ".pickle") if pickles else ()))
         self._names = [str(path.relative_to(root)) for path in list_images(root)]
         digest = hashlib.sha256()
         for name in self._names:
-            text = self._caption_path(root / name)
+            text = self._caption_name(name)
             digest.update(f"{name}\0{_stamp(root / name)}".encode())
-            digest.update(b"\n" if text is None else _stamp(text).encode())
+            digest.update(b"\n" if text is None else _stamp(self._captions_root / text).encode())
         self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
@@ -133,21 +170,27 @@ class FilesSideBySide:
     def sample(self, record: int) -> Sample:
         """See `Source`."""
         image = image_path_under(self._root, self._names[record])
-        path = self._caption_path(self._root / self._names[record])
-        if path is None:
-            raise BadRecordError(
-                "caption_missing", f"{self._names[record]} has no .txt or .json beside it"
+        name = self._caption_name(self._names[record])
+        if name is None:
+            where = (
+                "beside it" if self._captions_root == self._root else f"in {self._captions_root}"
             )
-        path = image_path_under(self._root, str(path.relative_to(self._root)))
+            raise BadRecordError(
+                "caption_missing",
+                f"{self._names[record]} has no {' or '.join(self._suffixes)} {where}",
+            )
+        path = image_path_under(self._captions_root, name)
         if path.stat().st_size > MAX_TEXT_BYTES:
             raise BadRecordError("record_too_long", f"{path} is over {MAX_TEXT_BYTES:,} bytes")
         content = path.read_bytes()
-        return Sample(image, captions_from_file(content, path.suffix, self._caption_field))
+        try:
+            return Sample(image, captions_from_file(content, path.suffix, self._caption_field))
+        except BadRecordError as error:
+            raise BadRecordError(error.reason, f"{path}: {error}") from error
 
-    @staticmethod
-    def _caption_path(image: Path) -> Path | None:
-        candidates = (image.with_suffix(suffix) for suffix in (".txt", ".json"))
-        return next((path for path in candidates if path.is_file()), None)
+    def _caption_name(self, image: str) -> str | None:
+        candidates = (str(Path(image).with_suffix(suffix)) for suffix in self._suffixes)
+        return next((name for name in candidates if (self._captions_root / name).is_file()), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,18 +288,31 @@ def _tar_records(path: Path) -> list[tuple[str, dict[str, _Member]]]:
 
 
 def captions_from_file(content: bytes, suffix: str, caption_field: str) -> list[str]:
-    """Captions in the content of a `.txt` (one a line) or `.json` (text, list, or object with the field)."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadRecordError("caption_not_unicode", f"caption is not UTF-8: {error}") from error
-    if suffix == ".txt":
-        return captions_of(text.splitlines())
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadRecordError("record_broken", f"caption is not JSON: {error}") from error
-    return captions_of(document.get(caption_field) if isinstance(document, dict) else document)
+    """Captions in the content of a `.txt` (one a line), `.json` or `.pkl` (text, list, or object with the field)."""
+    if suffix in (".pkl", ".pickle"):
+        document = read_restricted_pickle(content)
+    else:
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise BadRecordError("caption_not_unicode", f"caption is not UTF-8: {error}") from error
+        if suffix == ".txt":
+            return captions_of(text.splitlines())
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BadRecordError("record_broken", f"caption is not JSON: {error}") from error
+    return captions_of(_field(document, caption_field) if isinstance(document, dict) else document)
+
+
+def _field(fields: dict[Any, Any], name: str) -> Any:
+    """A field by name, else by a path like `captions.llava`; None where there is none."""
+    if name in fields:
+        return fields[name]
+    value: Any = fields
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def captions_of(value: Any) -> list[str]:
@@ -266,7 +322,9 @@ def captions_of(value: Any) -> list[str]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise BadRecordError(
-            "caption_type", f"captions must be text or a list of texts, found {str(value)[:60]!r}"
+            "caption_type",
+            f"captions must be text or a list of texts, found {type(value).__name__}"
+            + (" of other values" if isinstance(value, list) else ""),
         )
     captions = [text.strip() for text in texts if text.strip()]
     if not captions:

@@ -1,0 +1,275 @@
+"""Options of preparing data for Emu3's forms; loads nothing heavy.
+
+`coyo` and `pokemon` take the flags of the scripts in NVIDIA NeMo that they replace; `emu3` prepares one's own
+captioned images for both directions.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from mmfast.errors import UsageError
+
+_LAYOUT_HELP = (
+    "A sequence per segment with modes, or one sequence per document for NeMo and GPTDataset."
+)
+_BATCH_HELP = (
+    "Images of one size per call of the tokenizer; part of the plan, since it can move a code. By default "
+    "about half a million pixels."
+)
+_LOSS_HELP = "Learn all ids, as NeMo does, or only what follows the prompt."
+_DEVICE_HELP = "auto, cpu or cuda; part of the plan, since it can move a code."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CoyoPrepareOptions:
+    """Prepare images with captions for vision understanding, as NeMo's COYO script does.
+
+    Documents are `[bos]You are a helpful assistant. USER: IMAGE Please describe the image. ASSISTANT: caption[eos]`.
+    """
+
+    input_image_dir: Path = dataclasses.field(
+        metadata={"help": "Folder of images, searched with its subfolders."}
+    )
+    input_captions_dir: Path = dataclasses.field(
+        metadata={
+            "help": "Folder with a .pkl, .txt or .json for each image under the same name, or one .jsonl, .json "
+            "or .parquet file. Of pickles only plain data is read; nothing in them can run."
+        }
+    )
+    vision_tokenizer: Path = dataclasses.field(
+        metadata={"help": "Folder of BAAI/Emu3-VisionTokenizer, or of another image tokenizer."}
+    )
+    text_tokenizer: Path = dataclasses.field(
+        metadata={"help": "Folder with emu3.tiktoken (BAAI/Emu3-Gen) or with a tokenizer.json."}
+    )
+    caption_field: str = dataclasses.field(
+        default="captions.llava", metadata={"help": "Field with the caption in .pkl and .json."}
+    )
+    image_field: str = dataclasses.field(
+        default="image", metadata={"help": "Field with the image's path in one caption file."}
+    )
+    question: str = dataclasses.field(
+        default="Please describe the image", metadata={"help": "What stands after the image."}
+    )
+    resize_image: Literal["true", "false"] = dataclasses.field(
+        default="true",
+        metadata={
+            "help": "false: images must come in multiples of the factor and keep their size."
+        },
+    )
+    spatial_factor: int = dataclasses.field(
+        default=8, metadata={"help": "Pixels per code; must be the tokenizer's."}
+    )
+    min_pixels: int = dataclasses.field(
+        default=512 * 512, metadata={"help": "Smaller images are enlarged to this area."}
+    )
+    max_pixels: int = dataclasses.field(
+        default=1024 * 1024, metadata={"help": "Larger images are reduced to this area."}
+    )
+    gray: Literal["keep", "skip"] = dataclasses.field(
+        default="keep", metadata={"help": "Grey images as RGB, or skipped as NeMo's script does."}
+    )
+    layout: Literal["documents", "single"] = dataclasses.field(
+        default="documents", metadata={"help": _LAYOUT_HELP}
+    )
+    loss: Literal["all", "answer"] = dataclasses.field(default="all", metadata={"help": _LOSS_HELP})
+    max_caption_tokens: int = dataclasses.field(
+        default=4096, metadata={"help": "Records with a longer caption are skipped."}
+    )
+    max_image_pixels: int = dataclasses.field(
+        default=64 * 1024 * 1024, metadata={"help": "Larger images are skipped undecoded."}
+    )
+    encode_batch: int | None = dataclasses.field(default=None, metadata={"help": _BATCH_HELP})
+    device: Literal["auto", "cpu", "cuda"] = dataclasses.field(
+        default="auto", metadata={"help": _DEVICE_HELP}
+    )
+    dataset_impl: Literal["mmap", "lazy", "cached", "retmmap"] = dataclasses.field(
+        default="mmap",
+        metadata={"help": "NeMo's flag; mmap is what is written, others are refused."},
+    )
+    chunk_size: int = dataclasses.field(
+        default=64, metadata={"help": "NeMo's flag; without meaning for mmap."}
+    )
+    chunk_stride_size: int = dataclasses.field(
+        default=64, metadata={"help": "NeMo's flag; without meaning for mmap."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.dataset_impl != "mmap":
+            raise UsageError(
+                f"--dataset-impl {self.dataset_impl} is not written; leave it at mmap, which NeMo and "
+                "megatron-core read"
+            )
+        _require_positive(
+            self,
+            "spatial_factor", "min_pixels", "max_pixels", "max_caption_tokens", "max_image_pixels", "encode_batch",
+        )  # fmt: skip
+        if self.min_pixels > self.max_pixels:
+            raise UsageError("--min-pixels must not be above --max-pixels")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PokemonPrepareOptions:
+    """Prepare images with captions for image generation with Cosmos, as NeMo's Pokemon script does.
+
+    Documents are `[bos]You are a helpful assistant. Draw a picture for the caption given by the user. USER:
+    caption. ASSISTANT: IMAGE[eos]`.
+    """
+
+    dataset: Path = dataclasses.field(
+        metadata={
+            "help": "The data set on disk: a parquet file or a folder of them with columns image and text, or a "
+            "folder of images with captions."
+        }
+    )
+    image_encoder: Path = dataclasses.field(
+        metadata={
+            "help": "Folder of a Cosmos tokenizer (encoder.jit), e.g. of nvidia/Cosmos-0.1-Tokenizer-DV8x16x16. "
+            "TorchScript runs what it says: name only folders you trust. Any other image tokenizer works too."
+        }
+    )
+    multimodal_tokenizer_path: Path = dataclasses.field(
+        metadata={"help": "Folder with emu3.tiktoken, or with a tokenizer.json."}
+    )
+    image_field: str = dataclasses.field(
+        default="image", metadata={"help": "Column with the image."}
+    )
+    caption_field: str = dataclasses.field(
+        default="text", metadata={"help": "Column with the caption."}
+    )
+    image_size: int = dataclasses.field(
+        default=512, metadata={"help": "Side in pixels; images are stretched to a square."}
+    )
+    layout: Literal["documents", "single"] = dataclasses.field(
+        default="documents", metadata={"help": _LAYOUT_HELP}
+    )
+    loss: Literal["all", "answer"] = dataclasses.field(default="all", metadata={"help": _LOSS_HELP})
+    max_caption_tokens: int = dataclasses.field(
+        default=4096, metadata={"help": "Records with a longer caption are skipped."}
+    )
+    max_image_pixels: int = dataclasses.field(
+        default=64 * 1024 * 1024, metadata={"help": "Larger images are skipped undecoded."}
+    )
+    encode_batch: int | None = dataclasses.field(default=None, metadata={"help": _BATCH_HELP})
+    device: Literal["auto", "cpu", "cuda"] = dataclasses.field(
+        default="auto", metadata={"help": _DEVICE_HELP}
+    )
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self, "image_size", "max_caption_tokens", "max_image_pixels", "encode_batch"
+        )
+        if not self.image_encoder.is_dir():
+            raise UsageError(
+                f"there is no folder {self.image_encoder}; download encoder.jit and decoder.jit of, say, "
+                "nvidia/Cosmos-0.1-Tokenizer-DV8x16x16 into a folder of that name and give the folder"
+            )
+        if not self.dataset.exists():
+            raise UsageError(
+                f"there is no data set {self.dataset} on this machine; download it first, e.g. `hf download "
+                "--repo-type dataset reach-vb/pokemon-blip-captions --local-dir pokemon`, and give the folder"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Emu3PrepareOptions:
+    """Prepare your own captioned images in Emu3's forms, to draw, to describe, or both.
+
+    Of each caption there is a document `[bos]caption IMAGE[eos]`, which teaches to draw, and one
+    `[bos]You are a helpful assistant. USER: IMAGE Please describe the image. ASSISTANT: caption[eos]`.
+    """
+
+    image_tokenizer: Path = dataclasses.field(metadata={"help": "Folder of an image tokenizer."})
+    text_tokenizer: Path = dataclasses.field(
+        metadata={"help": "Folder with emu3.tiktoken, or a tokenizer.json."}
+    )
+    images: Path | None = dataclasses.field(
+        default=None, metadata={"help": "Folder under which all images lie."}
+    )
+    captions: Path | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "Caption file (.jsonl, .json, .parquet) or folder of .txt and .json; without it, captions lie "
+            "beside the images."
+        },
+    )
+    tars: Path | None = dataclasses.field(
+        default=None, metadata={"help": "WebDataset shards in place of --images."}
+    )
+    image_field: str = dataclasses.field(
+        default="image", metadata={"help": "Field with the image's path under --images."}
+    )
+    caption_field: str = dataclasses.field(
+        default="caption", metadata={"help": "Field with the caption, or a list of them."}
+    )
+    caption_choice: Literal["all", "random"] = dataclasses.field(
+        default="all",
+        metadata={"help": "Of several captions: a document for each, or one at random per copy."},
+    )
+    task: Literal["both", "generation", "understanding"] = dataclasses.field(
+        default="both", metadata={"help": "Which documents are written."}
+    )
+    question: str = dataclasses.field(
+        default="Please describe the image", metadata={"help": "What stands after the image."}
+    )
+    null_prompt_prob: float = dataclasses.field(
+        default=0.05,
+        metadata={
+            "help": "Share of documents to draw from whose caption is empty, as in Emu3's fine-tuning; guidance "
+            "needs them."
+        },
+    )
+    image_size: int | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "Side in pixels of a square; by default each image keeps its shape where the tokenizer "
+            "allows it (Emu3's), else what the tokenizer was trained at."
+        },
+    )
+    copies: int = dataclasses.field(
+        default=1, metadata={"help": "Views of each image that are encoded."}
+    )
+    augment: Literal["none", "affine"] = dataclasses.field(
+        default="none",
+        metadata={"help": "How copies after the first differ: small random affine changes."},
+    )
+    loss: Literal["all", "answer"] = dataclasses.field(default="all", metadata={"help": _LOSS_HELP})
+    layout: Literal["documents", "single"] = dataclasses.field(
+        default="documents", metadata={"help": _LAYOUT_HELP}
+    )
+    max_caption_tokens: int = dataclasses.field(
+        default=4096, metadata={"help": "Records with a longer caption are skipped."}
+    )
+    max_image_pixels: int = dataclasses.field(
+        default=64 * 1024 * 1024, metadata={"help": "Larger images are skipped undecoded."}
+    )
+    encode_batch: int | None = dataclasses.field(default=None, metadata={"help": _BATCH_HELP})
+    device: Literal["auto", "cpu", "cuda"] = dataclasses.field(
+        default="auto", metadata={"help": _DEVICE_HELP}
+    )
+    seed: int = dataclasses.field(
+        default=0, metadata={"help": "Of random views, choices and empty captions."}
+    )
+
+    def __post_init__(self) -> None:
+        if (self.images is None) == (self.tars is None):
+            raise UsageError("give either --images or --tars")
+        if self.captions is not None and self.images is None:
+            raise UsageError("--captions needs --images, the folder their paths are relative to")
+        _require_positive(
+            self, "copies", "image_size", "max_caption_tokens", "max_image_pixels", "encode_batch"
+        )
+        if not 0 <= self.null_prompt_prob < 1:
+            raise UsageError("--null-prompt-prob must lie in [0, 1)")
+        if self.augment != "none" and self.copies < 2:
+            raise UsageError("--augment needs --copies 2 or more: copy 0 is the image as it is")
+        if self.augment == "none" and self.copies > 1 and self.caption_choice == "all":
+            raise UsageError("--copies without --augment would repeat the same documents")
+
+
+def _require_positive(options: object, *names: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be 1 or more")

@@ -1,0 +1,111 @@
+"""What a run says of itself: operations, utilisation, figures, further loggers, a profile."""
+
+import sys
+import types
+
+import pytest
+import torch
+
+from mmfast.config import load_config
+from mmfast.data import Batch
+from mmfast.errors import ConfigError, UsageError
+from mmfast.models import DecoderConfig, build_decoder
+from mmfast.models.decoder import PRESET_PACKAGE
+from mmfast.train import load_train_config
+from mmfast.train.flops import attended_pairs, peak_tflops, step_cost
+from mmfast.train.loggers import open_loggers
+from mmfast.vocab import Vocabulary
+
+WIDE = Vocabulary.build(65_000, roles=["eos", "pad"], multiple_of=65_536)
+
+
+@pytest.mark.parametrize(
+    ("preset", "full", "causal"),
+    [
+        ("cm3leon_350m", 3.42, 2.82),
+        ("cm3leon_760m", 6.49, 5.59),
+        ("cm3leon_7b", 46.7, 43.5),
+    ],
+)
+def test_a_token_costs_what_the_published_arithmetic_says(preset, full, causal):
+    """Operations in billions at rows of one document of 4,096, as published tables have them."""
+    config = load_config(DecoderConfig, preset=preset, preset_package=PRESET_PACKAGE)
+    cost = step_cost(build_decoder(config, WIDE))
+    d, L = config.hidden_size, config.num_layers
+    body_and_head = 12 * L * d * d + WIDE.size * d
+    assert cost.matrix_weights == body_and_head
+    assert cost.full(1, 4096) / 1e9 == pytest.approx(full, rel=2e-3)
+    assert cost.causal(1, 4096) / 1e9 == pytest.approx(causal, rel=2e-3)
+    assert cost.causal(1, 4096) == 6 * body_and_head + 6 * L * d * 4096
+
+
+def test_only_pairs_within_a_document_are_counted():
+    document_ids = torch.tensor([[1, 1, 1, 2, 2, 0], [1, 1, 0, 0, 0, 0]], dtype=torch.int32)
+    zeros = torch.zeros(2, 6)
+    batch = Batch(
+        input_ids=zeros.long(),
+        labels=zeros.long(),
+        position_ids=zeros.int(),
+        document_ids=document_ids,
+        modality_ids=zeros.to(torch.uint8),
+        loss_weights=zeros,
+        cu_seqlens=torch.tensor([0, 3, 5, 6, 8, 12], dtype=torch.int32),
+        max_seqlen=4,
+        weight_sum=0.0,
+        num_tokens=7,
+        num_documents=3,
+    )
+    assert attended_pairs(batch) == 9 + 4 + 4
+
+
+def test_the_peak_is_the_devices_or_the_one_given(monkeypatch):
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert peak_tflops(0.0, cpu) is None
+    assert peak_tflops(2.5, cpu) == 2.5
+    for name, peak in [
+        ("NVIDIA H200", 989.0),
+        ("NVIDIA H100 80GB HBM3", 989.0),
+        ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA A100-SXM4-80GB", 312.0),
+        ("Some GPU", None),
+    ]:
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device, name=name: name)
+        assert peak_tflops(0.0, cuda) == peak
+
+
+class FakePackage(types.ModuleType):
+    """Remembers what it is called with, as `wandb` or `trackio` would be."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.calls = []
+
+    def init(self, **options):
+        self.calls.append(("init", options))
+
+    def log(self, figures, step):
+        self.calls.append(("log", step, figures))
+
+    def finish(self):
+        self.calls.append(("finish",))
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_loggers_get_every_step(monkeypatch, tmp_path, name):
+    package = FakePackage(name)
+    monkeypatch.setitem(sys.modules, name, package)
+    (logger,) = open_loggers([name], tmp_path / "run", config={"seed": 1})
+    logger.log(3, {"loss": 1.5})
+    logger.close()
+    kind, options = package.calls[0]
+    assert (kind, options["project"], options["name"]) == ("init", "mmfast", "run")
+    assert options["config"] == {"seed": 1}
+    assert package.calls[1:] == [("log", 3, {"loss": 1.5}), ("finish",)]
+
+
+def test_a_logger_that_is_not_installed_or_unknown_is_said(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(UsageError, match="trackio, which is not installed: `pip install mmfast"):
+        open_loggers(["trackio"], tmp_path, config={})
+    with pytest.raises(ConfigError, match="names 'paper'; there are tensorboard, wandb, trackio"):
+        load_train_config("tiny", ["train.loggers=[paper]"])
