@@ -68,11 +68,14 @@ class Draws:
         logits = torch.where((kinds == 4)[:, None], constants[:, None], logits)
         return logits.to(dtype)[:, :num_ids]
 
-    def params(self, num_rows: int, num_ids: int, num_streams: int, *, guided: bool) -> SamplingParams:
+    def params(
+        self, num_rows: int, num_ids: int, num_streams: int, *, guided: bool
+    ) -> SamplingParams:
         """Every parameter of every row on or off."""
         scales = [self.per_row((0, 1, 1, 3, -1, 7.5, 100), num_rows) for _ in range(num_streams)]
         top_k = self.per_row(
-            (0, 0, 1, 2, 5, 50, num_ids // 3 + 1, num_ids, num_ids + 7, 2_048, 0.1, 0.5, 0.999), num_rows
+            (0, 0, 1, 2, 5, 50, num_ids // 3 + 1, num_ids, num_ids + 7, 2_048, 0.1, 0.5, 0.999),
+            num_rows,
         )
         off = self.below(4) == 0
         return SamplingParams.prepare(
@@ -82,7 +85,9 @@ class Draws:
             top_k=top_k,
             top_p=self.per_row((1, 1, 0.9, 0.5, 0, 0.1, 1e-7, 0.9999999), num_rows),
             min_p=self.per_row((0, 0, 0, 0.1, 0.5, 1, 1e-9), num_rows),
-            contrastive_alpha=self.per_row((0, 0, 0.1, 0.5, 1, 40, 1e-9), num_rows) if guided else 0,
+            contrastive_alpha=self.per_row((0, 0, 0.1, 0.5, 1, 40, 1e-9), num_rows)
+            if guided
+            else 0,
             contrastive_k=self.per_row((1, 2, 3, num_ids // 2 + 1, num_ids + 3), num_rows),
             repetition_penalty=1.0 if off else self.per_row((1, 1.2, 0.5, 1e10, 1e-20), num_rows),
             order=self.names(("hf", "emu3", "vllm", "fourm", "chameleon"), num_rows),
@@ -91,7 +96,9 @@ class Draws:
             top_p_base=self.one_of((None, self.names(("survivors", "full"), num_rows))),
             penalty_space=self.one_of((None, self.names(("logits", "logprobs"), num_rows))),
             min_p_first=self.one_of((None, self.chance((num_rows,), 0.5))),
-            filter_temperature=self.one_of((None, None, self.per_row((1e-30, 0.5, 1, 9), num_rows))),
+            filter_temperature=self.one_of(
+                (None, None, self.per_row((1e-30, 0.5, 1, 9), num_rows))
+            ),
             greedy_below=self.one_of((None, None, self.per_row((0, 0.5), num_rows))),
         )
 
@@ -177,7 +184,9 @@ def check(seed: int, num_rows: int, num_ids: int) -> int:
     part = draw(rows_of(arguments, rows), "rust")
     for field in dataclasses.fields(SampleOutput):
         whole = getattr(found, field.name)[rows]
-        assert torch.equal(whole, getattr(part, field.name)), f"call {seed}: rows {rows}: {field.name}"
+        assert torch.equal(whole, getattr(part, field.name)), (
+            f"call {seed}: rows {rows}: {field.name}"
+        )
     return num_rows
 
 

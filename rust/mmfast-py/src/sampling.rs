@@ -112,7 +112,11 @@ pub(crate) fn draw_rows<'py>(
         )))),
     }?;
     let tokens: Vec<i64> = drawn.draws.iter().map(|draw| draw.token.into()).collect();
-    let logs: Vec<i64> = drawn.draws.iter().map(|draw| draw.log2_probability).collect();
+    let logs: Vec<i64> = drawn
+        .draws
+        .iter()
+        .map(|draw| draw.log2_probability)
+        .collect();
     let kept: Vec<i64> = drawn.rows.iter().map(|row| row.num_kept.into()).collect();
     let status: Vec<u8> = drawn.rows.iter().map(|row| row.status).collect();
     Ok((

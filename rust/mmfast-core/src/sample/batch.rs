@@ -14,15 +14,6 @@ use super::support::{Bits, Support};
 use super::weight::MAX_IDS;
 use crate::error::{Error, Result};
 
-/// Top-k keeps all ids that equal the k-th.
-pub const RULE_KEEP_TIES: i64 = 1;
-/// Top-p keeps ids while the mass before them is at most its share.
-pub const RULE_EXCLUSIVE: i64 = 2;
-/// Top-p's share is of the mass before top-k.
-pub const RULE_FULL_MASS: i64 = 4;
-/// Min-p comes before top-k and top-p.
-pub const RULE_MIN_P_FIRST: i64 = 8;
-
 /// Ids below which a thread is not worth its start.
 const IDS_PER_THREAD: usize = 1 << 15;
 /// Scratch memories that are kept between calls.
@@ -193,7 +184,9 @@ impl<'a, F: Format> Batch<'a, F> {
             && parameters.guidance.len() == inputs.conditions.len()
             && (num_rows == 0 || parameters.guidance.len() % num_rows == 0)
             && inputs.base.is_none_or(|base| is_per_row(base.len()))
-            && inputs.history.is_none_or(|history| fits_rows(history.rows.len()))
+            && inputs
+                .history
+                .is_none_or(|history| fits_rows(history.rows.len()))
             && masks_fit_rows;
         if !is_consistent || (num_rows > 0 && inputs.conditions.is_empty()) {
             return Err(Error::argument(format!(
@@ -208,7 +201,10 @@ impl<'a, F: Format> Batch<'a, F> {
             return Err(Error::argument("a contrast needs the unconditional rows"));
         }
         let num_ids = inputs.conditions.first().map_or(0, |row| row.len());
-        let mut lengths = inputs.conditions.iter().chain(inputs.base.into_iter().flatten());
+        let mut lengths = inputs
+            .conditions
+            .iter()
+            .chain(inputs.base.into_iter().flatten());
         let masks_fit = match inputs.masks {
             Masks::Marked(masks) => masks.iter().all(|mask| mask.len() == num_ids),
             Masks::All | Masks::Ranges(_) | Masks::Bits(_) => true,
@@ -264,7 +260,7 @@ impl<'a, F: Format> Batch<'a, F> {
         let inputs = RowInputs {
             streams: self.streams(row, (low, high), parameters.contrastive_k > 0)?,
             support,
-            penalty: penalty.filter(|penalty| penalty.factor != 1.0 || penalty.offset != 0.0),
+            penalty: penalty.filter(|penalty| (penalty.factor, penalty.offset) != (1.0, 0.0)),
         };
         Some((inputs, parameters, u32::try_from(low).ok()?))
     }
@@ -287,13 +283,13 @@ impl<'a, F: Format> Batch<'a, F> {
         }
         let rows = conditions.iter().zip(self.parameters.guidance);
         let rows = rows.skip(row).step_by(num_rows.max(1));
-        let weighted = rows.map(|(stream, weight)| (*weight, stream.get(low..high).unwrap_or_default()));
+        let weighted =
+            rows.map(|(stream, weight)| (*weight, stream.get(low..high).unwrap_or_default()));
         Some(Streams::new(weighted, base))
     }
 
     fn row_parameters(&self, row: usize) -> Option<RowParameters> {
         let parameters = self.parameters;
-        let rules = *parameters.rules.get(row)?;
         let position = match parameters.positions {
             Some(positions) => words(*positions.get(row)?)[0],
             None => 0,
@@ -307,10 +303,7 @@ impl<'a, F: Format> Batch<'a, F> {
             min_p: parameters.min_p.get(row)?.unsigned_abs(),
             contrastive_k: count(*parameters.contrastive_k.get(row)?),
             contrastive_log_alpha: *parameters.contrastive_log_alpha.get(row)?,
-            keep_ties: rules & RULE_KEEP_TIES != 0,
-            exclusive: rules & RULE_EXCLUSIVE != 0,
-            full_mass: rules & RULE_FULL_MASS != 0,
-            min_p_first: rules & RULE_MIN_P_FIRST != 0,
+            rules: *parameters.rules.get(row)?,
             seed: words(*parameters.seeds.get(row)?),
             step: words(*parameters.steps.get(row)?),
             position,
@@ -323,8 +316,11 @@ fn of_row<T: Copy>(rows: &[T], row: usize) -> Option<T> {
     rows.get(row).or(rows.first()).copied()
 }
 
-fn bits_of<'a>(bitmaps: Bitmaps<'a>, row: usize, low: usize) -> Option<Bits<'a>> {
-    Some(Bits::new(of_row(bitmaps.rows, row)?, bitmaps.first_id + low))
+fn bits_of(bitmaps: Bitmaps<'_>, row: usize, low: usize) -> Option<Bits<'_>> {
+    Some(Bits::new(
+        of_row(bitmaps.rows, row)?,
+        bitmaps.first_id + low,
+    ))
 }
 
 fn count(value: i64) -> usize {

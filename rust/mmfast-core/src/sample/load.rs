@@ -25,14 +25,6 @@ pub(super) struct Loaded {
 }
 
 impl Loaded {
-    /// Forgets what another row has left.
-    pub(super) fn reset(&mut self, num_groups: usize) {
-        self.maxima.clear();
-        self.maxima.resize(num_groups, ABSENT);
-        self.largest = ABSENT;
-        self.excluded = false;
-    }
-
     #[inline(always)]
     fn note(&mut self, keys: &[u32]) {
         self.largest = keys

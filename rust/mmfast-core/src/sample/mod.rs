@@ -27,6 +27,7 @@ mod logits;
 mod masses;
 mod mix;
 mod parallel;
+mod part;
 mod penalty;
 mod row;
 mod select;
@@ -34,9 +35,9 @@ mod support;
 mod weight;
 mod widest;
 
-pub use batch::{
-    Bitmaps, Drawn, Inputs, Masks, Parameters, RULE_EXCLUSIVE, RULE_FULL_MASS, RULE_KEEP_TIES,
-    RULE_MIN_P_FIRST, draw,
-};
+pub use batch::{Bitmaps, Drawn, Inputs, Masks, Parameters, draw};
 pub use logits::{Bf16, F16, F32, Format};
-pub use row::{Draw, Row, STATUS_EMPTY, STATUS_EXCLUDED, STATUS_INFINITE};
+pub use row::{
+    Draw, RULE_EXCLUSIVE, RULE_FULL_MASS, RULE_KEEP_TIES, RULE_MIN_P_FIRST, Row, STATUS_EMPTY,
+    STATUS_EXCLUDED, STATUS_INFINITE,
+};

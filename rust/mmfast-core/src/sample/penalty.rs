@@ -26,7 +26,11 @@ impl Penalty<'_> {
             }
             for (bit, key) in keys.iter_mut().enumerate() {
                 let logit = flush(logit_of(*key) + self.offset);
-                let factor = if word >> bit & 1 == 1 { self.factor } else { 1.0 };
+                let factor = if word >> bit & 1 == 1 {
+                    self.factor
+                } else {
+                    1.0
+                };
                 // A factor of 1 changes nothing.
                 let scaled = if logit < 0.0 {
                     logit * factor

@@ -1,15 +1,16 @@
 //! One row: from streams to tokens.
 //!
 //! A row is loaded, collected from and weighed in parts, each on a thread of its own where there are several;
-//! what is decided between is little. Parts hold whole tiles, and no result depends on their number.
+//! what is decided between is little. No result depends on the number of parts.
 
-use super::load::{Loaded, RowInputs};
+use super::load::RowInputs;
 use super::logits::{ABSENT, Format, INFINITE, flush, key_of, logit_of};
 use super::masses::{TILE, accumulate, locate};
-use super::parallel::for_each;
+use super::parallel::{Crew, with_crew};
+use super::part::{Job, Part};
 use super::select::{Buckets, Entry, Groups, Ranked, raise};
 use super::weight::{PROBABILITY_BITS, Scale, WEIGHT_BITS, log2_share, nucleus_mass, scaled};
-use super::widest::{collect, cut_experts, kth_highest, last_of_nucleus, load, load_experts, weigh};
+use super::widest::{kth_highest, last_of_nucleus, weigh};
 use crate::random::philox4x32;
 
 /// NaN or -inf excluded at least one allowed id.
@@ -19,10 +20,17 @@ pub const STATUS_INFINITE: u8 = 2;
 /// No id was left: the token is the lowest allowed id and means nothing.
 pub const STATUS_EMPTY: u8 = 4;
 
+/// Top-k keeps all ids that equal the k-th.
+pub const RULE_KEEP_TIES: i64 = 1;
+/// Top-p keeps ids while the mass before them is at most its share.
+pub const RULE_EXCLUSIVE: i64 = 2;
+/// Top-p's share is of the mass before top-k.
+pub const RULE_FULL_MASS: i64 = 4;
+/// Min-p comes before top-k and top-p.
+pub const RULE_MIN_P_FIRST: i64 = 8;
+
 /// Probability that switches top-p off.
 const CERTAIN: u64 = 1 << PROBABILITY_BITS;
-/// Above every key that a logit has.
-const ABOVE_ALL: u32 = u32::MAX;
 
 /// Parameters of a row.
 #[derive(Debug, Clone, Copy)]
@@ -42,20 +50,20 @@ pub(super) struct RowParameters {
     pub(super) contrastive_k: usize,
     /// ln(alpha).
     pub(super) contrastive_log_alpha: f32,
-    /// Whether top-k keeps all ids that equal the k-th.
-    pub(super) keep_ties: bool,
-    /// Whether top-p keeps ids while the mass before them is at most its share, not only below.
-    pub(super) exclusive: bool,
-    /// Whether top-p's share is of the mass before top-k.
-    pub(super) full_mass: bool,
-    /// Whether min-p comes before top-k and top-p.
-    pub(super) min_p_first: bool,
+    /// Bits `RULE_*`.
+    pub(super) rules: i64,
     /// Key of the random numbers.
     pub(super) seed: [u32; 2],
     /// Low and high word of the step.
     pub(super) step: [u32; 2],
     /// Number of the row's first draw.
     pub(super) position: u32,
+}
+
+impl RowParameters {
+    fn has(&self, rule: i64) -> bool {
+        self.rules & rule != 0
+    }
 }
 
 /// What was found out about a row.
@@ -79,23 +87,18 @@ pub struct Draw {
 /// Memory that is used again from row to row.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
-    keys: Vec<u32>,
-    experts: Vec<u32>,
     parts: Vec<Part>,
-    masses: Vec<u64>,
+    cuts: Cuts,
+}
+
+/// Memory of what is decided between the jobs.
+#[derive(Debug, Default)]
+struct Cuts {
     candidates: Vec<Ranked>,
+    masses: Vec<u64>,
     buckets: Buckets,
     edge: Vec<Ranked>,
     edge_keys: Vec<u32>,
-}
-
-/// What one part of a row gives.
-#[derive(Debug, Default)]
-struct Part {
-    loaded: Loaded,
-    found: Vec<Ranked>,
-    masses: Vec<u64>,
-    num_kept: usize,
 }
 
 /// Fills `drawn` with independent draws from one row, whose ids are shared out over `num_threads`.
@@ -107,29 +110,56 @@ pub(super) fn draw_row<F: Format>(
     drawn: &mut [Draw],
 ) -> Row {
     let num_ids = inputs.streams.num_ids();
+    let num_tiles = num_ids.div_ceil(TILE);
+    let len = num_tiles.div_ceil(num_threads.max(1)).max(1) * TILE;
+    let mut parts = std::mem::take(&mut scratch.parts);
+    parts.resize_with(num_ids.div_ceil(len).max(1), Part::default);
+    for (number, part) in parts.iter_mut().enumerate() {
+        let first = number * len;
+        part.begin(first, len.min(num_ids.saturating_sub(first)));
+    }
+    let cuts = &mut scratch.cuts;
+    let work = |part: &mut Part, job: Job| part.work(inputs, job);
+    let (row, parts) = with_crew(parts, &work, |crew| {
+        lead_row(inputs, parameters, crew, cuts, drawn)
+    });
+    scratch.parts = parts;
+    row
+}
+
+fn lead_row<F: Format>(
+    inputs: &RowInputs<'_, F>,
+    parameters: &RowParameters,
+    crew: &mut Crew<'_, Part, Job>,
+    cuts: &mut Cuts,
+    drawn: &mut [Draw],
+) -> Row {
+    let num_ids = inputs.streams.num_ids();
     let top_k = if parameters.top_k < num_ids {
         parameters.top_k
     } else {
         0
     };
     let groups = Groups::new(num_ids, top_k);
-    let split = Split::new(num_ids, groups, num_threads);
-    scratch.keys.resize(num_ids, ABSENT);
-    let mut excluded = false;
     if parameters.contrastive_k > 0 {
-        excluded = scratch.load_contrast(inputs, parameters, num_threads);
-        scratch.cut_contrast(inputs, split, groups);
+        let (threshold, likeliest) = cuts.contrast(parameters, num_ids, crew);
+        crew.run(Job::CutExperts {
+            threshold,
+            likeliest,
+            groups,
+        });
     } else {
-        scratch.load(inputs, split, groups);
+        crew.run(Job::Load { groups });
     }
-    let (largest, more) = scratch.gather_loaded();
-    let status = if excluded | more { STATUS_EXCLUDED } else { 0 };
+    let (largest, excluded) = gather_loaded(&mut crew.parts);
+    let status = if excluded { STATUS_EXCLUDED } else { 0 };
 
     if largest == ABSENT || largest == INFINITE || parameters.greedy {
+        let first_at = |key| crew.parts.iter().find_map(|part| part.first_at(key));
         let (token, num_kept, more) = match largest {
             ABSENT => (inputs.support.lowest(num_ids), 0, STATUS_EMPTY),
-            INFINITE => (scratch.first_at(largest), 1, STATUS_INFINITE),
-            _ => (scratch.first_at(largest), 1, 0),
+            INFINITE => (first_at(largest).unwrap_or(0), 1, STATUS_INFINITE),
+            _ => (first_at(largest).unwrap_or(0), 1, 0),
         };
         drawn.fill(Draw {
             token: narrow(token),
@@ -152,15 +182,34 @@ pub(super) fn draw_row<F: Format>(
         p => filter.smallest_key(p << (WEIGHT_BITS - PROBABILITY_BITS), largest),
     };
     let num_kept = if top_k == 0 && parameters.top_p >= CERTAIN {
-        let num_kept = scratch.weigh_keys(split, likely, draw);
-        pick(&scratch.keys, likely, draw, &mut scratch.masses, parameters, drawn);
-        num_kept
+        crew.run(Job::Weigh {
+            bound: likely,
+            scale: draw,
+        });
+        let runs = crew.parts.iter_mut().map(|part| Run {
+            first: part.first,
+            entries: &part.keys,
+            mass: accumulate(&mut part.masses),
+            up_to: &part.masses,
+        });
+        let runs: Vec<_> = runs.collect();
+        pick(&runs, likely, draw, parameters, drawn);
+        crew.parts.iter().map(|part| part.num_kept).sum()
     } else {
-        let lowest = scratch.cut_by_rank(parameters, (top_k, groups), (filter, largest), likely, split);
-        let Scratch { candidates, masses, .. } = scratch;
+        let cut = (top_k, groups, num_ids);
+        let lowest = cuts.cut_by_rank(parameters, cut, (filter, largest), likely, crew);
+        let Cuts {
+            candidates, masses, ..
+        } = cuts;
         masses.clear();
         let num_kept = weigh(candidates, lowest, draw, masses);
-        pick(candidates, lowest, draw, masses, parameters, drawn);
+        let run = Run {
+            first: 0,
+            entries: candidates,
+            mass: accumulate(masses),
+            up_to: masses,
+        };
+        pick(&[run], lowest, draw, parameters, drawn);
         for drawn in drawn {
             // So far a token is a place among the candidates.
             let candidate = candidates.get(drawn.token as usize);
@@ -174,153 +223,68 @@ pub(super) fn draw_row<F: Format>(
     }
 }
 
-/// How a row is cut into parts.
-#[derive(Debug, Clone, Copy)]
-struct Split {
-    /// Ids handled at once.
-    tile: usize,
-    /// Ids of a part, a multiple of `tile`.
-    part: usize,
+/// Brings the maxima of all parts into the first; returns the largest key, and whether ids were excluded.
+fn gather_loaded(parts: &mut [Part]) -> (u32, bool) {
+    let Some((first, others)) = parts.split_first_mut() else {
+        return (ABSENT, false);
+    };
+    let all = &mut first.loaded;
+    for other in others {
+        raise(&mut all.maxima, &other.loaded.maxima);
+        all.largest = all.largest.max(other.loaded.largest);
+        all.excluded |= other.loaded.excluded;
+    }
+    (all.largest, all.excluded)
 }
 
-impl Split {
-    fn new(num_ids: usize, groups: Option<Groups>, num_threads: usize) -> Self {
-        let tile = groups.map_or(TILE, |groups| groups.num_groups);
-        let num_tiles = num_ids.div_ceil(tile);
-        Self {
-            tile,
-            part: num_tiles.div_ceil(num_threads.max(1)).max(1) * tile,
-        }
-    }
-}
-
-impl Scratch {
-    /// Calls the work with each part's first id, its keys, its experts if there are any, and its memory.
-    fn for_each_part(
-        &mut self,
-        split: Split,
-        num_groups: Option<usize>,
-        work: impl Fn(usize, &mut [u32], &mut [u32], &mut Part) + Sync,
-    ) {
-        let num_parts = self.keys.len().div_ceil(split.part);
-        self.parts.resize_with(num_parts, Part::default);
-        if let Some(num_groups) = num_groups {
-            for part in &mut self.parts {
-                part.loaded.reset(num_groups);
-            }
-        }
-        let experts = self.experts.chunks_mut(split.part);
-        let experts = experts.chain(std::iter::repeat_with(Default::default));
-        let keys = self.keys.chunks_mut(split.part);
-        let parts = keys.zip(experts).zip(&mut self.parts).enumerate();
-        for_each(parts, |(number, ((keys, experts), part))| {
-            work(number * split.part, keys, experts, part);
-        });
-    }
-
-    fn load<F: Format>(&mut self, inputs: &RowInputs<'_, F>, split: Split, groups: Option<Groups>) {
-        let num_groups = groups.map_or(0, |groups| groups.num_groups);
-        self.for_each_part(split, Some(num_groups), |start, keys, _, part| {
-            load(inputs, start, keys, split.tile, &mut part.loaded);
-        });
-    }
-
-    /// Keys of a contrast, and as `experts` what tells which of them count: those at `ABOVE_ALL`.
-    fn load_contrast<F: Format>(
-        &mut self,
-        inputs: &RowInputs<'_, F>,
-        parameters: &RowParameters,
-        num_threads: usize,
-    ) -> bool {
-        let num_ids = self.keys.len();
-        let k = parameters.contrastive_k;
-        let groups = Groups::new(num_ids, k);
-        let split = Split::new(num_ids, groups, num_threads);
-        self.experts.resize(num_ids, ABSENT);
-        let num_groups = groups.map_or(0, |groups| groups.num_groups);
-        self.for_each_part(split, Some(num_groups), |start, keys, experts, part| {
-            load_experts(inputs, start, (keys, experts), split.tile, &mut part.loaded);
-        });
-        let (largest, excluded) = self.gather_loaded();
-        let bound = self.bound_of_kth(groups, k).max(ABSENT + 1);
-        self.for_each_part(split, None, |start, _, experts, part| {
-            part.found.clear();
-            collect(experts, start, bound, &mut part.found);
-        });
-        self.gather_found();
-        let kth = kth_highest(&self.candidates, k, &mut self.buckets, &mut self.edge);
-        // With fewer than k ids the smallest is the k-th.
-        let kth = kth.or(self.candidates.iter().min().copied());
-        let kth = kth.map_or(ABSENT, Entry::key);
-        let threshold = key_of(flush(logit_of(kth) + parameters.contrastive_log_alpha));
-        let likeliest = self.experts.iter().position(|expert| *expert == largest);
-        for expert in &mut self.experts {
-            *expert = if *expert >= threshold { ABOVE_ALL } else { ABSENT };
-        }
-        if let Some(expert) = likeliest.and_then(|id| self.experts.get_mut(id)) {
-            *expert = ABOVE_ALL;
-        }
-        excluded
-    }
-
-    fn cut_contrast<F: Format>(
-        &mut self,
-        inputs: &RowInputs<'_, F>,
-        split: Split,
-        groups: Option<Groups>,
-    ) {
-        let num_groups = groups.map_or(0, |groups| groups.num_groups);
-        self.for_each_part(split, Some(num_groups), |start, keys, experts, part| {
-            let keys = (keys, &*experts);
-            cut_experts(inputs.penalty, start, keys, ABOVE_ALL, split.tile, &mut part.loaded);
-        });
-        self.experts.clear();
-    }
-
-    /// Brings the maxima of all parts into the first; returns the largest key, and whether ids were excluded.
-    fn gather_loaded(&mut self) -> (u32, bool) {
-        let Some((first, others)) = self.parts.split_first_mut() else {
-            return (ABSENT, false);
-        };
-        let all = &mut first.loaded;
-        for other in others {
-            raise(&mut all.maxima, &other.loaded.maxima);
-            all.largest = all.largest.max(other.loaded.largest);
-            all.excluded |= other.loaded.excluded;
-        }
-        (all.largest, all.excluded)
-    }
-
+impl Cuts {
     /// What all parts have found, as candidates in the order of their ids.
-    fn gather_found(&mut self) {
+    fn gather_found(&mut self, parts: &mut [Part]) {
         self.candidates.clear();
-        match self.parts.as_mut_slice() {
+        match parts {
             [part] => std::mem::swap(&mut self.candidates, &mut part.found),
-            parts => parts.iter().for_each(|part| self.candidates.extend_from_slice(&part.found)),
+            parts => parts
+                .iter()
+                .for_each(|part| self.candidates.extend_from_slice(&part.found)),
         }
     }
 
     /// A key that at least k keys reach, from the gathered maxima; 0 if that is not known of a higher one.
-    fn bound_of_kth(&mut self, groups: Option<Groups>, k: usize) -> u32 {
+    fn bound_of_kth(&mut self, groups: Option<Groups>, k: usize, parts: &[Part]) -> u32 {
         if groups.is_none() {
             return ABSENT;
         }
-        let Self { parts, buckets, edge_keys, .. } = self;
         let maxima = parts.first().map_or(&[][..], |part| &part.loaded.maxima);
-        kth_highest(maxima, k, buckets, edge_keys).unwrap_or(ABSENT)
+        kth_highest(maxima, k, &mut self.buckets, &mut self.edge_keys).unwrap_or(ABSENT)
     }
 
-    /// Masses of all tiles of keys from `bound` on; returns how many such keys there are.
-    fn weigh_keys(&mut self, split: Split, bound: u32, scale: Scale) -> usize {
-        self.for_each_part(split, None, |_, keys, _, part| {
-            part.masses.clear();
-            part.num_kept = weigh(keys, bound, scale, &mut part.masses);
+    /// The key that a contrast's first stream must reach, and the id that stays in any case.
+    fn contrast(
+        &mut self,
+        parameters: &RowParameters,
+        num_ids: usize,
+        crew: &mut Crew<'_, Part, Job>,
+    ) -> (u32, Option<usize>) {
+        let k = parameters.contrastive_k;
+        let groups = Groups::new(num_ids, k);
+        crew.run(Job::LoadExperts { groups });
+        let (largest, _) = gather_loaded(&mut crew.parts);
+        let bound = self.bound_of_kth(groups, k, &crew.parts).max(ABSENT + 1);
+        crew.run(Job::CollectExperts { bound });
+        self.gather_found(&mut crew.parts);
+        let kth = kth_highest(&self.candidates, k, &mut self.buckets, &mut self.edge);
+        // With fewer than k ids the smallest is the k-th.
+        let kth = kth.or(self.candidates.iter().min().copied());
+        let threshold = kth.map_or(ABSENT, |kth| {
+            key_of(flush(
+                logit_of(kth.key()) + parameters.contrastive_log_alpha,
+            ))
         });
-        self.masses.clear();
-        for part in &self.parts {
-            self.masses.extend_from_slice(&part.masses);
-        }
-        self.parts.iter().map(|part| part.num_kept).sum()
+        let mut experts = crew.parts.iter();
+        (
+            threshold,
+            experts.find_map(|part| part.first_expert_at(largest)),
+        )
     }
 
     /// Leaves the ids that may pass top-k and top-p as candidates; returns the lowest-ranked that passes them
@@ -328,46 +292,52 @@ impl Scratch {
     fn cut_by_rank(
         &mut self,
         parameters: &RowParameters,
-        (top_k, groups): (usize, Option<Groups>),
+        (top_k, groups, num_ids): (usize, Option<Groups>, usize),
         (filter, largest): (Scale, u32),
         likely: u32,
-        split: Split,
+        crew: &mut Crew<'_, Part, Job>,
     ) -> Ranked {
-        let first = if parameters.min_p_first {
+        let first = if parameters.has(RULE_MIN_P_FIRST) {
             likely
         } else {
             ABSENT + 1
         };
         let has_nucleus = parameters.top_p < CERTAIN;
         // Of all that top-k has not cut yet.
-        let full_mass = if has_nucleus && (top_k == 0 || parameters.full_mass) {
-            self.weigh_keys(split, first, filter);
-            Some(self.masses.iter().sum::<u64>())
+        let full_mass = if has_nucleus && (top_k == 0 || parameters.has(RULE_FULL_MASS)) {
+            crew.run(Job::Weigh {
+                bound: first,
+                scale: filter,
+            });
+            Some(crew.parts.iter().flat_map(|part| &part.masses).sum::<u64>())
         } else {
             None
         };
-        let needed = |mass| nucleus_mass(mass, parameters.top_p, parameters.exclusive);
+        let needed = |mass| nucleus_mass(mass, parameters.top_p, parameters.has(RULE_EXCLUSIVE));
         let bound = match full_mass {
-            _ if top_k > 0 => self.bound_of_kth(groups, top_k),
+            _ if top_k > 0 => self.bound_of_kth(groups, top_k, &crew.parts),
             Some(mass) => {
                 // Ids that weigh less than this lie behind the nucleus, all of them together.
                 let allowed_loss = mass.saturating_sub(needed(mass));
-                filter.smallest_key(allowed_loss / self.keys.len().max(1) as u64, largest)
+                filter.smallest_key(allowed_loss / num_ids.max(1) as u64, largest)
             }
             None => ABSENT,
         };
         let bound = bound.max(first);
-        self.for_each_part(split, None, |start, keys, _, part| {
-            part.found.clear();
-            collect(keys, start, bound, &mut part.found);
-        });
-        self.gather_found();
-        let Self { candidates, buckets, edge, masses, .. } = self;
+        crew.run(Job::Collect { bound });
+        self.gather_found(&mut crew.parts);
+        let Self {
+            candidates,
+            buckets,
+            edge,
+            masses,
+            ..
+        } = self;
         let mut lowest = Ranked::lowest_of(bound);
         if top_k > 0
             && let Some(kth) = kth_highest(candidates, top_k, buckets, edge)
         {
-            lowest = if parameters.keep_ties {
+            lowest = if parameters.has(RULE_KEEP_TIES) {
                 Ranked::lowest_of(kth.key())
             } else {
                 kth
@@ -383,33 +353,51 @@ impl Scratch {
         }
         lowest.max(Ranked::lowest_of(likely))
     }
-
-    fn first_at(&self, key: u32) -> usize {
-        self.keys.iter().position(|other| *other == key).unwrap_or(0)
-    }
 }
 
-/// Draws from the entries that rank no lower than `bound`, whose tiles have these masses.
+/// Entries side by side, with the masses of their tiles.
+struct Run<'a, E> {
+    /// Place of the first.
+    first: usize,
+    entries: &'a [E],
+    /// Masses up to and including each tile.
+    up_to: &'a [u64],
+    /// The last of them.
+    mass: u64,
+}
+
+/// Draws from the entries that rank no lower than `bound`; tokens are their places.
 fn pick<E: Entry>(
-    entries: &[E],
+    runs: &[Run<'_, E>],
     bound: E,
     scale: Scale,
-    masses: &mut [u64],
     parameters: &RowParameters,
     drawn: &mut [Draw],
 ) {
-    let mass = accumulate(masses);
+    let mass = runs.iter().map(|run| run.mass).sum();
     let [step_low, step_high] = parameters.step;
     for (number, drawn) in (0_u32..).zip(drawn) {
-        let counter = [parameters.position.wrapping_add(number), step_low, step_high, 0];
+        let counter = [
+            parameters.position.wrapping_add(number),
+            step_low,
+            step_high,
+            0,
+        ];
         let [low, high, ..] = philox4x32(counter, parameters.seed);
-        let target = scaled(u64::from(high) << 32 | u64::from(low), mass);
-        // The mass is above the target, so one is found.
-        if let Some((place, entry)) = locate(entries, bound, scale, masses, target) {
-            *drawn = Draw {
-                token: narrow(place),
-                log2_probability: log2_share(scale.exponent(entry.key()), mass),
-            };
+        let mut target = scaled(u64::from(high) << 32 | u64::from(low), mass);
+        for run in runs {
+            if target >= run.mass {
+                target -= run.mass;
+                continue;
+            }
+            // The run's mass is above the target, so one is found.
+            if let Some((place, entry)) = locate(run.entries, bound, scale, run.up_to, target) {
+                *drawn = Draw {
+                    token: narrow(run.first + place),
+                    log2_probability: log2_share(scale.exponent(entry.key()), mass),
+                };
+            }
+            break;
         }
     }
 }

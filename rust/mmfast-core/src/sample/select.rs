@@ -124,19 +124,13 @@ pub(super) fn raise(maxima: &mut [u32], keys: &[u32]) {
 }
 
 /// Memory of cuts, used again from row to row.
-#[derive(Debug)]
-pub(super) struct Buckets(Box<[u64; NUM_BUCKETS]>);
-
-impl Default for Buckets {
-    fn default() -> Self {
-        Self(Box::new([0; NUM_BUCKETS]))
-    }
-}
+#[derive(Debug, Default)]
+pub(super) struct Buckets(Vec<u64>);
 
 impl Buckets {
-    #[inline(always)]
-    fn cleared(&mut self) -> &mut [u64; NUM_BUCKETS] {
-        self.0.fill(0);
+    fn cleared(&mut self) -> &mut [u64] {
+        self.0.clear();
+        self.0.resize(NUM_BUCKETS, 0);
         &mut self.0
     }
 }
@@ -169,10 +163,12 @@ pub(super) fn kth_highest<E: Entry>(
         edge.extend_from_slice(entries);
     } else {
         let shift = shift_for(largest - smallest);
+        let bucket = |entry: &E| (((largest - entry.key()) >> shift) as usize).min(NUM_BUCKETS - 1);
         let counts = buckets.cleared();
         for entry in entries {
-            let bucket = (largest - entry.key()) >> shift;
-            counts[(bucket as usize).min(NUM_BUCKETS - 1)] += 1;
+            if let Some(count) = counts.get_mut(bucket(entry)) {
+                *count += 1;
+            }
         }
         let mut before = 0;
         let crossing = counts.iter().position(|count| {
@@ -181,11 +177,7 @@ pub(super) fn kth_highest<E: Entry>(
             reached
         })?;
         place -= usize::try_from(before).unwrap_or(0);
-        let is_inside = |entry: &&E| {
-            let bucket = (largest - entry.key()) >> shift;
-            (bucket as usize).min(NUM_BUCKETS - 1) == crossing
-        };
-        edge.extend(entries.iter().filter(is_inside));
+        edge.extend(entries.iter().filter(|entry| bucket(entry) == crossing));
     }
     if place >= edge.len() {
         return None;
@@ -221,11 +213,15 @@ pub(super) fn last_of_nucleus(
         let places = chunk.map(bucket);
         let weights = chunk.map(|entry| scale.weight_from(entry, bound));
         for (place, weight) in places.iter().zip(weights) {
-            masses[*place] += weight;
+            if let Some(mass) = masses.get_mut(*place) {
+                *mass += weight;
+            }
         }
     }
     for entry in rest {
-        masses[bucket(*entry)] += scale.weight_from(*entry, bound);
+        if let Some(mass) = masses.get_mut(bucket(*entry)) {
+            *mass += scale.weight_from(*entry, bound);
+        }
     }
     let mut before = 0;
     let crossing = masses.iter().position(|mass| {
@@ -241,7 +237,13 @@ pub(super) fn last_of_nucleus(
     for chunk in chunks {
         let inside = chunk.map(is_inside);
         if inside.iter().fold(false, |any, inside| any | inside) {
-            edge.extend(chunk.iter().zip(inside).filter(|(_, inside)| *inside).map(|(entry, _)| *entry));
+            edge.extend(
+                chunk
+                    .iter()
+                    .zip(inside)
+                    .filter(|(_, inside)| *inside)
+                    .map(|(entry, _)| *entry),
+            );
         }
     }
     edge.extend(rest.iter().copied().filter(|entry| is_inside(*entry)));
@@ -269,13 +271,19 @@ mod tests {
     };
 
     fn ranked(keys: &[u32]) -> Vec<Ranked> {
-        (0_u32..).zip(keys).map(|(id, key)| Ranked::new(*key, id)).collect()
+        (0_u32..)
+            .zip(keys)
+            .map(|(id, key)| Ranked::new(*key, id))
+            .collect()
     }
 
     /// Keys of few or of many logits up to 3.
     fn some_keys(len: usize) -> impl Strategy<Value = Vec<u32>> {
         let logit = prop_oneof![-4_i16..=0, -3_000_i16..=0];
-        prop::collection::vec(logit.prop_map(|step| key_of(3.0 + f32::from(step) / 100.0)), 1..len)
+        prop::collection::vec(
+            logit.prop_map(|step| key_of(3.0 + f32::from(step) / 100.0)),
+            1..len,
+        )
     }
 
     proptest! {

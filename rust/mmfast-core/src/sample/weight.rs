@@ -51,7 +51,10 @@ impl Scale {
         };
         let positive = if capped > 0.0 { capped } else { 0.0 };
         // A cast that saturates is not a wide instruction.
-        #[expect(unsafe_code, reason = "a cast that loops over ids can be made wide with")]
+        #[expect(
+            unsafe_code,
+            reason = "a cast that loops over ids can be made wide with"
+        )]
         // SAFETY: between 0 and 63, and no NaN, by the two lines above; 63 * 2^26 fits.
         unsafe {
             (positive * EXPONENT_STEPS).to_int_unchecked()
