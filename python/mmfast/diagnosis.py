@@ -89,7 +89,7 @@ def sampling_backends(torch: ModuleType | None) -> list[Backend]:
     elif not cuda:
         why = "triton is installed, but torch sees no CUDA device"
     else:
-        why = "a CUDA device and triton are there: one fused kernel for logits on the device"
+        why = "a CUDA device and triton are there: fused kernels for logits on the device"
     triton = Backend(name="triton", active=cuda and triton_available(), why=why)
     rust = Backend(
         name="rust",
@@ -117,9 +117,7 @@ def sampling_choices(torch: ModuleType | None) -> list[Choice]:
     on_cuda = Choice(
         where="logits on a CUDA device",
         backend="triton" if triton.active else "torch",
-        why="torch where no kernel fits; backend='triton' then says why"
-        if triton.active
-        else triton.why,
+        why="the kernels take every parameter" if triton.active else triton.why,
     )
     return [on_cpu, on_cuda]
 

@@ -79,7 +79,7 @@ def test_prompts_have_the_forms_of_cm3leon():
         10, roles=["eos", "pad", "break", "eoss", "mask_0"], codes=[("image", 8)]
     )
     eos, _, separator, eoss, mask = range(10, 15)
-    recipe = get_recipe("folder").open_generation()
+    recipe = get_recipe("folder").open_generation({})
     words = {"two": [1, 2], "blurry": [3]}
     parts = SimpleNamespace(
         folder=Path("model"),

@@ -38,6 +38,13 @@ TopPOption = Annotated[
     float | None,
     typer.Option(min=0.0, help="Keep the likeliest ids that reach this mass; 1 keeps all."),
 ]
+ImageTokenizerOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the image tokenizer, where it is not in the model's. One of TorchScript (Cosmos) can run code: "
+        "name only what you trust."
+    ),
+]
 SeedOption = Annotated[int, typer.Option(help="Item i uses seed + i.")]
 SamplingOption = Annotated[
     list[str] | None,
@@ -88,6 +95,7 @@ def images(
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
+    image_tokenizer: ImageTokenizerOption = None,
     sampling: SamplingOption = None,
     candidates: CandidatesOption = 1,
     seed: SeedOption = 0,
@@ -111,7 +119,7 @@ def images(
     records = read_prompts(prompts) if prompts else [{"prompt": text} for text in prompt or ()]
     given = dict(nemo.sampling) if nemo is not None else {}
     given |= _given(sampling, temperature=temperature, top_k=top_k, top_p=top_p)
-    with _loaded(model, device) as loaded:
+    with _loaded(model, device, image_tokenizer) as loaded:
         settings = JobSettings(
             sampling=loaded.drawing_sampling(given),
             negative_prompt=negative_prompt,
@@ -152,6 +160,7 @@ def captions(
     top_k: TopKOption = None,
     top_p: TopPOption = None,
     max_ids: Annotated[int | None, typer.Option(min=1, help="Room for a text, in ids.")] = None,
+    image_tokenizer: ImageTokenizerOption = None,
     sampling: SamplingOption = None,
     seed: SeedOption = 0,
     batch_rows: RowsOption = 32,
@@ -175,7 +184,7 @@ def captions(
     source = images if images is not None else list(image or ())
     _, records = image_records(source)
     given |= _given(sampling, temperature=temperature, top_k=top_k, top_p=top_p)
-    with _loaded(model, device) as loaded:
+    with _loaded(model, device, image_tokenizer) as loaded:
         settings = JobSettings(
             sampling=loaded.answering_sampling(given),
             question=question,
@@ -227,7 +236,7 @@ def _grid(text: str | None) -> tuple[int, int] | None:
 
 
 @contextlib.contextmanager
-def _loaded(folder: Path, device: str) -> Iterator["Model"]:
+def _loaded(folder: Path, device: str, image_tokenizer: Path | None) -> Iterator["Model"]:
     """The model, within a process group when several processes were started."""
     import torch
 
@@ -235,7 +244,7 @@ def _loaded(folder: Path, device: str) -> Iterator["Model"]:
     from mmfast.generate import load
 
     place = resolve_device(device)
-    model = load(folder, device=place)
+    model = load(folder, device=place, image_tokenizer=image_tokenizer)
     num_parameters = sum(p.numel() for p in model.network.parameters())
     if place == "cpu" and num_parameters < _SINGLE_THREAD_PARAMETERS:
         torch.set_num_threads(1)

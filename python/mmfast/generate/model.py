@@ -34,7 +34,11 @@ IMAGE_BATCH = 64
 
 
 def load(
-    folder: Path | str, *, device: str | None = None, dtype: torch.dtype | None = None
+    folder: Path | str,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    image_tokenizer: Path | str | None = None,
 ) -> "Model":
     """Loads a model folder: of mmfast, as a system's authors publish it, or any causal language model.
 
@@ -45,6 +49,8 @@ def load(
         folder: a training run's `model/`, or a folder with transformers' config.json and safetensors.
         device: `cuda` when there is one and nothing is said, else `cpu`.
         dtype: of the weights; bfloat16 on CUDA and float32 elsewhere when nothing is said.
+        image_tokenizer: folder of the image tokenizer, where it is not in the model's. Only here may it hold
+            TorchScript (Cosmos), which can run code.
 
     Raises:
         UsageError: not a model folder.
@@ -55,7 +61,15 @@ def load(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype is None:
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    return Model(*load_parts(folder, device=device, dtype=dtype, attention=register_attention()))
+    return Model(
+        *load_parts(
+            folder,
+            device=device,
+            dtype=dtype,
+            attention=register_attention(),
+            image_tokenizer=None if image_tokenizer is None else Path(image_tokenizer),
+        )
+    )
 
 
 class Model:
@@ -391,7 +405,8 @@ class Model:
             log(f"warning: {num_cut} of {len(results)} texts did not end and were cut")
         recipe, tokenizer = self.parts.recipe, self.parts.text_tokenizer
         return [
-            tokenizer.decode(recipe.text_ids_from_result(result, self.parts)) for result in results
+            tokenizer.decode(recipe.text_ids_from_result(result, self.parts)).strip()
+            for result in results
         ]
 
 

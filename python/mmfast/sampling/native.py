@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mmfast._mmfast import draw_rows
 from mmfast.sampling.bitmap import Bits
 from mmfast.sampling.inputs import DrawInputs
 from mmfast.sampling.reference import Draw
@@ -28,6 +27,9 @@ def why_not(inputs: DrawInputs) -> str | None:
 
 def draw(inputs: DrawInputs) -> Draw:
     """As `reference.draw`, for CPU tensors; streams of different dtypes are read as float32."""
+    # imported here, so that a machine without the native extension can run the other backends
+    from mmfast._mmfast import draw_rows
+
     params, base = inputs.params, inputs.unconditional
     dtype = inputs.conditions[0].dtype
     if any(stream.dtype != dtype for stream in (*inputs.conditions, base) if stream is not None):
