@@ -1,4 +1,4 @@
-"""What the data plane, the trainer and the sampler promise in numbers, and which named peer stands for its group.
+"""What the data plane, the trainer, the sampler and the engine promise in numbers, and which named peer stands for its group.
 
 Each target reads one value from a results file, by wall clock or by CPU time. `table.py` prints both
 beside the promise; no test asserts on any of them.
@@ -127,7 +127,13 @@ RANGE = "sample, 8 rows, 32,768 of the ids allowed"
 FILTERS = "sample, 8 rows of 184,622 ids, other filters"
 THREADS = "sample, {} x 184,622 ids, guided, by threads"
 THREADED_ROWS = (8, 1)
+ENCODE = "Emu3 encode, 512x512"
+DECODE = "Emu3 decode, 64x64 codes"
+SEARCH = "nearest of 32,768 codes, 90x90"
+VISUAL_IDS = "Emu3 visual ids, 64x64"
 CORPORA = ("lognormal", "half a row", "captioned images")
+
+PICTURE = "image of 32 x 32 codes, guidance 3, Emu3-shaped"
 
 # The contender of each group that the others are compared with.
 PEER_OF_GROUP = {
@@ -141,7 +147,12 @@ PEER_OF_GROUP = {
     READ_UNMAPPED: "megatron-core mmap=False, ds[i]",
     BATCHES: "megatron-core GPTDataset + collate",
     RESUME: "megatron-core GPTDataset, indices cached, new",
+    ENCODE: "transformers",
+    DECODE: "transformers",
+    SEARCH: "transformers quantizer",
+    VISUAL_IDS: "spelled out and tokenised",
     LOSS: LOSS_PEER,
+    PICTURE: "transformers generate, unbatched guidance",
     GUIDED: GUIDED_PEERS[0],
     RANGE: "mmfast, all ids allowed",
     FILTERS: "torch lerp, softmax, multinomial",
@@ -319,5 +330,35 @@ TARGETS = (
             at_least=1.7,
         )
         for rows in THREADED_ROWS
+    ),
+    Target(
+        "a picture with guidance, of transformers' generate, unbatched guidance",
+        "{:.1f} times",
+        times(PICTURE, "mmfast", "transformers generate, unbatched guidance"),
+        at_least=6,
+    ),
+    Target(
+        "a picture with guidance, of transformers' generate, batched guidance",
+        "{:.1f} times",
+        times(PICTURE, "mmfast", "transformers generate, batched guidance"),
+        at_least=2.5,
+    ),
+    Target(
+        "Emu3 image to codes, of transformers' Emu3VQVAE",
+        "{:.1f} times",
+        times(ENCODE, "mmfast", "transformers"),
+        at_least=3,
+    ),
+    Target(
+        "nearest of 32,768 codes at 90x90, memory",
+        "{:.1f} MB",
+        fact(SEARCH, "mmfast nearest_code", "peak_megabytes"),
+        at_most=10,
+    ),
+    Target(
+        "visual ids of an Emu3 image, 64x64",
+        "{:.3f} ms",
+        milliseconds(VISUAL_IDS, "mmfast"),
+        at_most=0.1,
     ),
 )
