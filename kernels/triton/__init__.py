@@ -7,7 +7,7 @@ kernels' own modules import Triton; this one does not, so it can say what is mis
 from importlib.util import find_spec
 
 MAX_RANGE = 8192
-"""Widest range of ids that `sample_range` holds in one program."""
+"""Widest range of ids that one program holds in registers."""
 
 
 def triton_available() -> bool:

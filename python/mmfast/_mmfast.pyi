@@ -204,11 +204,11 @@ def merge_datasets(
 ) -> tuple[int, int, int]: ...
 def gather(
     reader: DatasetReader,
-    indices: npt.NDArray[np.int64],
+    indices: npt.ArrayLike,
     *,
     documents: bool = False,
     out: npt.NDArray[Any] | None = None,
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]: ...
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]] | None: ...
 def megatron_indices(
     reader: DatasetReader,
     *,

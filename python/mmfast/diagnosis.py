@@ -73,7 +73,7 @@ def sampling_backends(torch: ModuleType | None) -> list[Backend]:
     elif not cuda:
         why = "triton is installed, but torch sees no CUDA device"
     else:
-        why = "a CUDA device and triton are there: one fused kernel for logits on the device"
+        why = "a CUDA device and triton are there: fused kernels for logits on the device"
     triton = Backend(name="triton", active=cuda and triton_available(), why=why)
     rust = Backend(
         name="rust",

@@ -18,6 +18,7 @@ from mmfast.generate import (
     SamplingSettings,
     TextGrammar,
 )
+from mmfast.generate.step import DecodeStep
 from mmfast.models import register_attention
 from mmfast.models.decode_attention import BLOCK, cache_mask, decode_attention
 from mmfast.vocab import Vocabulary
@@ -106,15 +107,81 @@ def test_a_request_is_the_same_alone_in_company_and_in_any_order(llama):
         assert Engine(llama, num_rows=num_rows).run([request]) == [result]
 
 
-def test_logits_are_bitwise_the_same_alone_and_in_company(llama):
-    request = image_request(1)
-    alone, company = Recorder(llama, num_rows=8), Recorder(llama, num_rows=8)
-    alone.run([request])
-    # Neighbours of another kind, one of them far longer, one finishing and being replaced.
-    company.run([request, *(image_request(s, longest=200, side=2 + s % 2) for s in range(2, 7))])
-    rows = slice(0, 2)
-    for a, b in zip(alone.seen[:16], company.seen, strict=False):
-        assert torch.equal(a[rows], b[rows])
+@pytest.fixture
+def logits_seen(monkeypatch):
+    """Logits of both streams by (seed, number of the id), of every draw from now on."""
+    seen = {}
+    draw = DecodeStep._draw
+
+    def spy(self, lane, logits, upcoming, next_ids):
+        first = lane.rows[0]
+        here = (upcoming[first] == lane.code).tolist()
+        for m, (seed, step) in enumerate(
+            zip(lane.seeds.tolist(), self.emitted[first].tolist(), strict=True)
+        ):
+            if here[m]:
+                seen[seed, step] = torch.stack([logits[rows][m] for rows in lane.logit_rows])
+        draw(self, lane, logits, upcoming, next_ids)
+
+    monkeypatch.setattr(DecodeStep, "_draw", spy)
+    return seen
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_logits_do_not_depend_on_company_order_or_time_of_admission(llama, logits_seen, fuse):
+    """Alone, with 7 others, permuted and admitted late: bitwise; across row counts within 1e-5."""
+    requests = [
+        dataclasses.replace(
+            image_request(s, longest=150 if s == 2 else 12),
+            grammar=ImageGrammar(3, 2 + s % 3, VOCABULARY.range("image"), end_of_row=49),
+        )
+        for s in range(8)
+    ]
+    by_way = {}
+    for way, chosen, num_rows in (
+        ("alone", requests[5:6], 16),
+        ("with 7 others", requests, 16),
+        ("permuted", [requests[i] for i in (6, 1, 7, 3, 5, 0, 4, 2)], 16),
+        ("late", [requests[i] for i in (0, 2, 7, 3, 1, 4, 6, 5)] + requests[:3], 16),
+        ("fewer rows", requests[5:6], 2),
+        ("later still", [*requests[:5], *requests[6:], requests[5]], 4),
+    ):
+        logits_seen.clear()
+        # With 16 rows the eleven requests of "late" do not all fit at once.
+        Engine(llama, num_rows=num_rows, fuse=fuse).run(chosen * (2 if way == "late" else 1))
+        by_way[way] = {step: x for (seed, step), x in logits_seen.items() if seed == 5}
+    alone = by_way["alone"]
+    assert len(alone) == 12
+    for way in ("with 7 others", "permuted", "late"):
+        assert by_way[way].keys() == alone.keys()
+        assert all(torch.equal(by_way[way][step], alone[step]) for step in alone)
+    for way in ("fewer rows", "later still"):
+        assert max((by_way[way][step] - alone[step]).abs().max() for step in alone) <= 1e-5
+
+
+def test_a_thousand_random_grids_parse(llama):
+    rng = np.random.default_rng(11)
+    image = VOCABULARY.range("image")
+    requests = [
+        Request(
+            streams=((seed % 50,),),
+            grammar=ImageGrammar(
+                *rng.integers(1, 7, 2).tolist(), image, end_of_row=49, closing=(48, 47)
+            ),
+            sampling={"image": SamplingSettings(temperature=2.0)},
+            seed=seed,
+        )
+        for seed in range(1000)
+    ]
+    for request, result in zip(requests, Engine(llama, num_rows=64).run(requests), strict=True):
+        grammar = request.grammar
+        (codes,) = grammar.codes_from_ids(result.ids)
+        assert codes.shape == (grammar.height, grammar.width)
+        assert codes.min() >= 0
+        lines = np.array(result.ids[:-2]).reshape(grammar.height, grammar.width + 1)
+        assert (lines[:, -1] == 49).all()
+        assert result.ids[-2:] == (48, 47)
+        assert result.finish == "complete"
 
 
 def test_guidance_draws_from_the_mixed_logits(llama):

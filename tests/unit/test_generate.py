@@ -29,6 +29,7 @@ from mmfast.generate import (
     SamplingSettings,
     TextGrammar,
 )
+from mmfast.generate.candidates import with_candidates
 from mmfast.generate.jobs import (
     JobSettings,
     _encoded_images,
@@ -78,7 +79,7 @@ def test_prompts_have_the_forms_of_cm3leon():
         10, roles=["eos", "pad", "break", "eoss", "mask_0"], codes=[("image", 8)]
     )
     eos, _, separator, eoss, mask = range(10, 15)
-    recipe = get_recipe("folder").open_generation()
+    recipe = get_recipe("folder").open_generation({})
     words = {"two": [1, 2], "blurry": [3]}
     parts = SimpleNamespace(
         folder=Path("model"),
@@ -132,6 +133,67 @@ def test_drawing_gives_images_that_depend_on_seed_and_caption_only(model):
     alone = model.draw(captions[1:2], temperature=3.0, top_p=1.0, seed=6, num_rows=4)
     assert drawn[1].tobytes() == alone[0].tobytes()
     assert drawn[0].tobytes() != drawn[2].tobytes()
+
+
+def test_the_best_of_several_candidates_is_kept(model):
+    captions = ["a handwritten seven", "the digit two"]
+    way = {"temperature": 3.0, "top_p": 1.0, "num_rows": 4}
+    one_by_one = [
+        [model.draw([caption], seed=9 + i + (j << 32), **way)[0] for j in range(3)]
+        for i, caption in enumerate(captions)
+    ]
+    seen = []
+
+    def brightness(caption, image):
+        seen.append(caption)
+        return float(np.asarray(image).mean())
+
+    best = model.draw(captions, seed=9, num_candidates=3, scorer=brightness, **way)
+    assert seen == [captions[0]] * 3 + [captions[1]] * 3
+    for image, candidates in zip(best, one_by_one, strict=True):
+        brightest = max(candidates, key=lambda each: np.asarray(each).mean())
+        assert image.tobytes() == brightest.tobytes()
+    with pytest.raises(UsageError, match="gave no number for request 0"):
+        model.draw(captions, num_candidates=2, scorer=lambda *_: float("nan"), num_rows=2)
+    with pytest.raises(UsageError, match="at least one candidate"):
+        model.draw(captions, num_candidates=0, num_rows=2)
+
+
+def test_the_likeliest_candidate_is_kept_where_no_score_is_given(model):
+    requests = [model.drawing_request("the digit two", seed=3)]
+    each = model.generate(with_candidates(requests, 4), num_rows=8)
+    (best,) = model.generate(requests, num_candidates=4, num_rows=8)
+    assert best.logprobs == max((result.logprobs for result in each), key=sum)
+    assert len({result.ids for result in each}) > 1
+
+
+def test_pictures_are_shown_while_they_are_drawn(model):
+    captions = ["a handwritten seven", "the digit two"]
+    requests = [model.drawing_request(caption, seed=i) for i, caption in enumerate(captions)]
+    drawn = model.draw(captions, num_rows=4)
+    shown = list(model.stream_images(requests, every=2, num_rows=4))
+    finished = {number: image for number, image, is_finished in shown if is_finished}
+    assert [finished[i].tobytes() for i in range(2)] == [image.tobytes() for image in drawn]
+    partial = [image for number, image, is_finished in shown if number == 0 and not is_finished]
+    assert len(partial) == 1
+    pixels = np.asarray(partial[0])
+    assert (pixels[4:] == 128).all()
+    assert (pixels[:4] != 128).any()
+
+
+def test_a_plain_language_model_goes_on_with_texts(copied_folder):
+    for name in ("vocabulary.json", "recipe.json"):
+        (copied_folder / name).unlink()
+    model = mmfast.load(copied_folder)
+    texts = model.complete(["the digit", "two"], max_ids=6, temperature=0.0, num_rows=2)
+    assert len(texts) == 2
+    ids = torch.tensor([model.parts.text_tokenizer.encode("the digit")])
+    made = model.network.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6
+    )
+    eos = model.network.generation_config.eos_token_id
+    expected = [token for token in made[0, ids.shape[1] :].tolist() if token != eos]
+    assert texts[0] == model.parts.text_tokenizer.decode(expected)
 
 
 def test_captions_are_text_that_fits_the_context(model, scans):
@@ -346,7 +408,7 @@ def test_folders_that_are_no_models_are_refused(copied_folder, tmp_path):
         _ = plain.vocabulary
     grammar = TextGrammar(text=AllowedIds(((0, 50),)), stop_ids=(60,), max_ids=4)
     assert len(plain.generate([Request(streams=((1, 2),), grammar=grammar)], num_rows=1)) == 1
-    with pytest.raises(UsageError, match="NeMo archive"):
+    with pytest.raises(UsageError, match="NeMo checkpoint"):
         mmfast.load(tmp_path / "model.nemo")
 
 
@@ -386,3 +448,103 @@ def test_guidance_without_an_unconditional_form_is_refused(copied_folder):
 
 def test_weights_load_in_the_asked_precision(model_folder):
     assert mmfast.load(model_folder, dtype=torch.bfloat16).network.dtype == torch.bfloat16
+
+
+NEMO_DRAWING = """
+inference:
+  greedy: False
+  top_k: 3
+  top_p: 0.9
+  temperature: 1.5
+  add_BOS: True
+  tokens_to_generate: 3
+  all_probs: False
+  repetition_penalty: 1.2
+  min_tokens_to_generate: 0
+  compute_logprob: False
+  end_strings: ["<|extra_204|>"]
+trainer: {devices: 1, num_nodes: 1, accelerator: gpu, precision: bf16}
+tensor_model_parallel_size: -1
+pipeline_model_parallel_size: -1
+gpt_model_file: null
+checkpoint_dir: null
+captions: ["a handwritten seven", "the digit two"]
+images_output_path: OUTPUT
+surprise: 3
+"""
+
+
+def test_nemos_drawing_configuration_is_read(model_folder, tmp_path, capsys):
+    config = tmp_path / "generation.yaml"
+    output = tmp_path / "drawn"
+    config.write_text(NEMO_DRAWING.replace("OUTPUT", str(output)))
+    outcome = run("images", "--model", model_folder, "--config", config, "--temperature", 2)
+    assert "tokens_to_generate is 3, but a picture takes 4 ids" in outcome.stderr
+    assert "repetition_penalty 1.2 is left out" in outcome.stderr
+    assert "not used: surprise" in outcome.stderr
+    assert [line["prompt"] for line in lines_of(output / "manifest.jsonl")] == [
+        "a handwritten seven",
+        "the digit two",
+    ]
+    sampling = json.loads((output / "generate.json").read_text())["settings"]["sampling"]["image"]
+    assert (sampling["top_k"], sampling["temperature"]) == (3, 2)
+    assert sampling["repetition_penalty"] == 1
+
+
+def test_nemos_understanding_configuration_is_read(model_folder, scans, tmp_path):
+    config = tmp_path / "understanding.yaml"
+    text = NEMO_DRAWING.replace("greedy: False", "greedy: True").split("captions:")[0]
+    config.write_text(f"{text}images_path: ['{scans / '0.png'}', '{scans / '2.png'}']\n")
+    output = tmp_path / "captions.jsonl"
+    run("captions", "--model", model_folder, "--config", config, "--output", output)
+    assert [line["image"] for line in lines_of(output)] == ["0.png", "2.png"]
+    settings = json.loads((tmp_path / "captions.generate.json").read_text())["settings"]
+    assert settings["max_ids"] == 3
+    assert settings["sampling"]["text"]["temperature"] == 0
+    assert settings["sampling"]["text"]["repetition_penalty"] == 1.2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gpt_model_file: model.nemo", "`gpt_model_file` names a NeMo checkpoint"),
+        ("captions: one", "`captions` should be a list of texts"),
+        ("inference: {top_k: many}", "`inference.top_k` should be a number"),
+        ("inference: 3", "`inference` should hold settings"),
+    ],
+)
+def test_what_a_nemo_configuration_cannot_mean_is_refused(model_folder, tmp_path, text, message):
+    config = tmp_path / "generation.yaml"
+    config.write_text(text)
+    arguments = ("--model", model_folder, "--output", tmp_path / "o", "--config", config)
+    with pytest.raises(UsageError, match=message):
+        run("images", *arguments)
+
+
+def test_every_setting_of_the_sampler_can_be_given(model_folder, scans, tmp_path):
+    output = tmp_path / "drawn"
+    arguments = ("images", "--model", model_folder, "--prompt", "two", "--output", output)
+    given = ("--sampling", "image.min_p=0.1", "--sampling", "order=emu3", "--candidates", 2)
+    run(*arguments, *given)
+    settings = json.loads((output / "generate.json").read_text())["settings"]
+    assert settings["num_candidates"] == 2
+    assert (settings["sampling"]["image"]["min_p"], settings["sampling"]["image"]["order"]) == (
+        0.1,
+        "emu3",
+    )
+    for wrong, message in (
+        ("tpo_k=1", "unknown sampling setting tpo_k"),
+        ("text.top_k=1", "one of image"),
+        ("top_k", "NAME=VALUE"),
+        ("top_p=much", "cannot be sampled with"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            run(*arguments, "--sampling", wrong)
+    answers = tmp_path / "answers.jsonl"
+    image = scans / "1.png"
+    run("captions", "--model", model_folder, "--image", image, "--output", answers)
+    assert [line["image"] for line in lines_of(answers)] == ["1.png"]
+    with pytest.raises(UsageError, match="there is no file"):
+        run("captions", "--model", model_folder, "--image", "no.png", "--output", answers)
+    with pytest.raises(UsageError, match="either --images FOLDER"):
+        run("captions", "--model", model_folder, "--output", answers)

@@ -302,16 +302,12 @@ def test_logits_of_the_wrong_kind_are_refused():
 
 
 def test_the_triton_backend_says_what_it_cannot_do(monkeypatch):
-    wide, narrow = torch.zeros(1, 9000), torch.zeros(1, 9)
     arguments = {"seeds": 0, "steps": 0, "backend": "triton"}
-    with pytest.raises(ValueError, match="needs CUDA tensors"):
-        sample(narrow, **arguments)
+    with pytest.raises(ValueError, match="need CUDA tensors"):
+        sample(torch.zeros(1, 9), **arguments)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    with pytest.raises(ValueError, match="at most 8192 allowed ids, not 9000"):
-        sample(wide, **arguments)
-    with pytest.raises(ValueError, match="mixes one conditional stream"):
-        sample(narrow, narrow, streams=[narrow], guidance_scale=(1.0, 2.0), **arguments)
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "mmfast.kernels.sample_range", raising=False)
+    for name in [name for name in sys.modules if name.startswith("mmfast.kernels.")]:
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ImportError, match="comes with CUDA builds of torch"):
-        sample(narrow, **arguments)
+        sample(torch.zeros(1, 9), **arguments)

@@ -278,14 +278,21 @@ class IndexedDataset:
         """
         if unit not in ("sequence", "document"):
             raise ValueError(f"unit is 'sequence' or 'document', found {unit!r}")
-        wanted = np.asarray(indices)
-        if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
-            raise ValueError(
-                f"indices must be whole numbers in one dimension, found {wanted.dtype} {wanted.shape}"
-            )
-        wanted = np.ascontiguousarray(wanted, dtype=np.int64)
-        ids, offsets = gather(self._reader, wanted, documents=unit == "document", out=out)
+        ids, offsets = self._gathered(indices, documents=unit == "document", out=out)
         return ids[: offsets[-1]], offsets
+
+    def _gathered(
+        self,
+        indices: npt.ArrayLike,
+        *,
+        documents: bool,
+        out: npt.NDArray[Any] | None = None,
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        found = gather(self._reader, indices, documents=documents, out=out)
+        if found is None:
+            found = gather(self._reader, _whole_numbers(indices), documents=documents, out=out)
+        assert found is not None, "an array of int64 is taken as it is"
+        return found
 
     def mode(self, index: int) -> int:
         """Mode byte of a sequence; 0 in a file without modes."""
@@ -339,7 +346,7 @@ class IndexedDataset:
         if tokens is not None:
             return tokens
         documents = np.arange(self.num_documents, dtype=np.int64)
-        return _read_only(gather(self._reader, documents, documents=True)[0])
+        return _read_only(self._gathered(documents, documents=True)[0])
 
     @cached_property
     def sequence_lengths(self) -> npt.NDArray[np.int32]:
@@ -468,6 +475,15 @@ def _opened_again(
     for method, *arguments in steps:
         dataset = dataset._part(method, *arguments)
     return dataset
+
+
+def _whole_numbers(indices: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    array = np.asarray(indices)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise ValueError(
+            f"indices must be whole numbers in one dimension, found {array.dtype} {array.shape}"
+        )
+    return np.ascontiguousarray(array, dtype=np.int64)
 
 
 def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -14,7 +14,7 @@ CUDA, so that the device never waits.
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,8 @@ from mmfast.generate.grammar import Choice, Forced, Grammar
 from mmfast.generate.prompts import Prompts
 from mmfast.generate.requests import Partial, Request, Result, SamplingSettings
 from mmfast.generate.step import DecodeStep, Lane, Member
-from mmfast.models.decode_attention import BLOCK
+from mmfast.models.decode_attention import BLOCK, cache_mask
+from mmfast.models.fused_decoder import FusedDecoder, fuse_decoder
 from mmfast.sampling import SamplingParams
 
 _NO_SETTINGS = SamplingSettings()
@@ -69,9 +70,13 @@ class Engine:
         num_rows: R. Results may differ in their last bits between different R.
         static: keep every tensor of a step in its place, and read stop ids one step late; None does
             it on CUDA, where steps are also captured as graphs. Results are the same.
+        fuse: decode in fewer, larger operations where the model has the shape for it
+            (`mmfast.models.fused_decoder`); its projections become views of joined ones.
     """
 
-    def __init__(self, model: Any, *, num_rows: int, static: bool | None = None) -> None:
+    def __init__(
+        self, model: Any, *, num_rows: int, static: bool | None = None, fuse: bool = True
+    ) -> None:
         if num_rows < 1:
             raise UsageError(f"the engine needs at least one row, not {num_rows}")
         self.num_rows = num_rows
@@ -86,6 +91,10 @@ class Engine:
         self._prompts: Prompts | None = None
         self._check_layers()
         self._check_head()
+        self._decode: Callable[..., torch.Tensor] = self._decode_plain
+        fused = fuse_decoder(self._decoder) if fuse else None
+        if fused is not None and self._agree(fused, self._decode_plain):
+            self._decode = fused
 
     def run(self, requests: Sequence[Request], *, progress: Progress | None = None) -> list[Result]:
         """Runs all requests; results in their order.
@@ -216,6 +225,42 @@ class Engine:
                 "capping), which generation does not support yet"
             )
 
+    def _decode_plain(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        *,
+        cache: RowCache,
+        mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """[R] ids at [R] positions to [R, D] hidden states, by the model's own forward."""
+        hidden: torch.Tensor = self._decoder(
+            input_ids=ids[:, None],
+            position_ids=positions[:, None],
+            past_key_values=cache,
+            use_cache=True,
+            cache_mask=mask,
+        ).last_hidden_state[:, 0]
+        return hidden
+
+    @torch.inference_mode()
+    def _agree(self, fused: FusedDecoder, plain: Callable[..., torch.Tensor]) -> bool:
+        """Whether both give the same hidden states of a few ids, up to rounding."""
+        rows = torch.arange(2, device=self.device)
+        hidden = []
+        for decode in (fused, plain):
+            cache = RowCache(self._config.num_hidden_layers, num_rows=2, num_positions=BLOCK)
+            for place in range(4):
+                positions = torch.full((2,), place, device=self.device)
+                cache.set_positions(positions, rows)
+                ids = (2 * place + rows) % self._head.weight.shape[0]
+                mask = cache_mask(positions, 1)
+                states = decode(ids, positions, cache=cache, mask=mask).float()
+            hidden.append(states)
+        tolerance = 1e-4 if self._head.weight.dtype == torch.float32 else 5e-2
+        difference = (hidden[0] - hidden[1]).abs().max()
+        return bool(difference <= tolerance * hidden[1].abs().max())
+
     def logits(self, hidden: torch.Tensor, low: int, high: int) -> torch.Tensor:
         """[R, D] hidden states to [R, high - low] logits of those ids only."""
         bias = self._head.bias
@@ -233,7 +278,7 @@ class Engine:
             or len(step.lanes) > _LANES_KEPT
         ):
             self._step = step = DecodeStep(
-                self._decoder,
+                self._decode,
                 self.logits,
                 RowCache(
                     self._config.num_hidden_layers,

@@ -9,7 +9,7 @@ know what the authors of their systems publish; what none of them knows is a pla
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -36,14 +36,21 @@ class ModelParts:
         folder: the model's.
         device: where the image tokenizer runs.
         published: the folder as its recipe opened it, if it is as a system's authors publish it.
+        image_tokenizer: folder that the user named in place of the model's own; may hold TorchScript.
     """
 
     def __init__(
-        self, folder: Path, *, device: str, published: PublishedModel | None = None
+        self,
+        folder: Path,
+        *,
+        device: str,
+        published: PublishedModel | None = None,
+        image_tokenizer: Path | None = None,
     ) -> None:
         self.folder = folder
         self._device = device
         self._published = published
+        self._image_tokenizer_path = image_tokenizer
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -87,7 +94,8 @@ class ModelParts:
     @cached_property
     def recipe(self) -> GenerationRecipe:
         """The recipe that `recipe.json` names."""
-        recipe: GenerationRecipe = get_recipe(str(self.settings["recipe"])).open_generation()
+        found = get_recipe(str(self.settings["recipe"]))
+        recipe: GenerationRecipe = found.open_generation(self.settings)
         return recipe
 
     @cached_property
@@ -96,6 +104,8 @@ class ModelParts:
         if self._published is not None:
             return self._published.load_text_tokenizer()
         tokenizer = load_text_tokenizer(self.folder / "tokenizer.json")
+        if not (self.folder / VOCABULARY_FILE).is_file():
+            return tokenizer
         expected = self.vocabulary.text_fingerprint
         if expected and tokenizer.fingerprint != expected:
             raise VocabularyMismatchError(
@@ -107,11 +117,22 @@ class ModelParts:
     @cached_property
     def image_tokenizer(self) -> ImageTokenizer:
         """The image tokenizer in the folder, checked against the recipe and the vocabulary."""
+        named = self._image_tokenizer_path
         if self._published is not None:
+            if named is not None:
+                return load_image_tokenizer(named, device=self._device, allow_torchscript=True)
             return self._published.load_image_tokenizer(self._device)
-        path = self.folder / "image_tokenizer"
-        tokenizer = load_image_tokenizer(path, device=self._device)
-        expected = self.settings["image_tokenizer"]["fingerprint"]
+        path = self.folder / "image_tokenizer" if named is None else named
+        trained = self.settings["image_tokenizer"]
+        if named is None and not path.is_dir():
+            raise UsageError(
+                f"{self.folder} holds no image_tokenizer/; it was trained with {trained.get('path')}. Give that "
+                "folder as --image-tokenizer (image_tokenizer= in Python), if you trust it"
+            )
+        tokenizer = load_image_tokenizer(
+            path, device=self._device, allow_torchscript=named is not None
+        )
+        expected = trained["fingerprint"]
         if tokenizer.fingerprint != expected:
             raise VocabularyMismatchError(
                 f"{path} is not the tokenizer that the model was trained with: its fingerprint is "
@@ -139,7 +160,12 @@ class ModelParts:
 
 
 def load_parts(
-    folder: Path | str, *, device: str, dtype: torch.dtype, attention: str
+    folder: Path | str,
+    *,
+    device: str,
+    dtype: torch.dtype,
+    attention: str,
+    image_tokenizer: Path | None = None,
 ) -> tuple[Any, ModelParts]:
     """The transformers model in `folder`, in eval mode on `device`, and what comes with it.
 
@@ -150,11 +176,7 @@ def load_parts(
     """
     folder = Path(folder)
     if folder.suffix == ".nemo":
-        raise UsageError(
-            f"{folder} is a NeMo archive, which holds a pickled Megatron checkpoint; export it to a "
-            "Hugging Face folder with NeMo's own converter (e.g. scripts/checkpoint_converters/"
-            "convert_llama_nemo_to_hf.py) and give that folder, with its tokenizer files beside it"
-        )
+        refuse_nemo_archive(str(folder))
     if not (folder / "config.json").is_file():
         raise UsageError(
             f"{folder} is not a model folder: it has no config.json; "
@@ -163,7 +185,7 @@ def load_parts(
     published = None
     if not (folder / VOCABULARY_FILE).is_file():
         published = _open_published(folder, read_json_object(folder / "config.json"))
-    parts = ModelParts(folder, device=device, published=published)
+    parts = ModelParts(folder, device=device, published=published, image_tokenizer=image_tokenizer)
     has_vocabulary = published is not None or (folder / VOCABULARY_FILE).is_file()
     # Before the weights, which take longer to load.
     vocabulary = parts.vocabulary if has_vocabulary else None
@@ -175,6 +197,15 @@ def load_parts(
             "they do not belong together"
         )
     return network.eval().to(device), parts
+
+
+def refuse_nemo_archive(what: str) -> NoReturn:
+    """Raises the `UsageError` that says what to do with a NeMo checkpoint."""
+    raise UsageError(
+        f"{what} names a NeMo checkpoint, which holds a pickled Megatron model; export it to a "
+        "Hugging Face folder with NeMo's own converter (e.g. scripts/checkpoint_converters/"
+        "convert_llama_nemo_to_hf.py) and give that folder as --model, its tokenizer files beside it"
+    )
 
 
 def _open_published(folder: Path, config: dict[str, Any]) -> PublishedModel | None:

@@ -10,6 +10,7 @@ there. Under `torchrun` all ranks encode and generate, and rank 0 writes.
 import collections
 import dataclasses
 import io
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -48,6 +49,7 @@ class JobSettings:
         grid: of images, rows and columns of codes.
         question: asked about images; None asks for captions.
         max_ids: room for a text; None is the recipe's.
+        num_candidates: pictures drawn for each prompt, of which the likeliest is kept.
         seed: item i uses seed + i.
         num_rows: rows of the engine's batch.
     """
@@ -59,6 +61,7 @@ class JobSettings:
     grid: tuple[int, int] | None = None
     question: str | None = None
     max_ids: int | None = None
+    num_candidates: int = 1
     seed: int = 0
     num_rows: int
 
@@ -68,7 +71,7 @@ class JobSettings:
                 SamplingParams.prepare(
                     1, guidance_scale=self.guidance_scale or 1.0, **settings.given()
                 )
-            except ValueError as error:
+            except (ValueError, TypeError) as error:
                 raise UsageError(f"these settings cannot be sampled with: {error}") from error
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed {self.seed} must lie in 0..2^63-1")
@@ -108,7 +111,9 @@ def generate_images(
     model.check(requests, num_rows=settings.num_rows)
     _start_output(output, output / MANIFEST_FILE)
     started = time.monotonic()
-    results = model.generate(requests, num_rows=settings.num_rows)
+    results = model.generate(
+        requests, num_candidates=settings.num_candidates, num_rows=settings.num_rows
+    )
     seconds = time.monotonic() - started
     report = _report(model, settings, results, seconds)
     if rank() == 0:
@@ -145,9 +150,9 @@ def drawing_request(
 
 
 def generate_captions(
-    model: Model, images: Path, output: Path, settings: JobSettings
+    model: Model, images: Path | Sequence[Path], output: Path, settings: JobSettings
 ) -> JsonObject:
-    """Captions every image of a folder or manifest; returns the report written beside the output.
+    """Captions every image of a folder, a manifest or a list; returns the report written beside the output.
 
     Images that cannot be read are left out, counted by reason and named on stderr. A manifest's
     fields pass through; its own `caption` becomes `reference`. Record i uses seed + i, whatever was
@@ -185,8 +190,14 @@ def generate_captions(
     return report
 
 
-def image_records(images: Path) -> tuple[Path, list[JsonObject]]:
-    """Root and records, each with an `image` path under it, of a folder or a JSON-lines file."""
+def image_records(images: Path | Sequence[Path]) -> tuple[Path, list[JsonObject]]:
+    """Root and records, each with an `image` path under it, of a folder, JSON lines or a list."""
+    if not isinstance(images, Path):
+        if absent := [str(path) for path in images if not path.is_file()]:
+            raise UsageError(f"there is no file {absent[0]}")
+        paths = [path.resolve() for path in images]
+        root = Path(os.path.commonpath([path.parent for path in paths]))
+        return root, [{"image": str(path.relative_to(root))} for path in paths]
     if images.is_dir():
         names = [str(path.relative_to(images)) for path in list_images(images)]
         if not names:

@@ -7,7 +7,7 @@ results back into pictures and text, in the words of the folder's recipe. What i
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from PIL import Image
 
 from mmfast.console import log, progress
 from mmfast.errors import UsageError
+from mmfast.generate.candidates import Scorer, best_candidates, mean_logprob, with_candidates
 from mmfast.generate.engine import Engine
 from mmfast.generate.folders import ModelParts, load_parts
-from mmfast.generate.grammar import PictureGrammar
+from mmfast.generate.grammar import AllowedIds, PictureGrammar, TextGrammar
 from mmfast.generate.requests import Request, Result, SamplingSettings
 from mmfast.generate.sharing import run_shared
 from mmfast.generate.tasks import AnsweringTask, Codes, DrawingTask
@@ -33,7 +34,11 @@ IMAGE_BATCH = 64
 
 
 def load(
-    folder: Path | str, *, device: str | None = None, dtype: torch.dtype | None = None
+    folder: Path | str,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    image_tokenizer: Path | str | None = None,
 ) -> "Model":
     """Loads a model folder: of mmfast, as a system's authors publish it, or any causal language model.
 
@@ -44,6 +49,8 @@ def load(
         folder: a training run's `model/`, or a folder with transformers' config.json and safetensors.
         device: `cuda` when there is one and nothing is said, else `cpu`.
         dtype: of the weights; bfloat16 on CUDA and float32 elsewhere when nothing is said.
+        image_tokenizer: folder of the image tokenizer, where it is not in the model's. Only here may it hold
+            TorchScript (Cosmos), which can run code.
 
     Raises:
         UsageError: not a model folder.
@@ -54,7 +61,15 @@ def load(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype is None:
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    return Model(*load_parts(folder, device=device, dtype=dtype, attention=register_attention()))
+    return Model(
+        *load_parts(
+            folder,
+            device=device,
+            dtype=dtype,
+            attention=register_attention(),
+            image_tokenizer=None if image_tokenizer is None else Path(image_tokenizer),
+        )
+    )
 
 
 class Model:
@@ -86,12 +101,19 @@ class Model:
         return int(self.network.config.get_text_config().max_position_embeddings)
 
     def generate(
-        self, requests: Sequence[Request], *, num_rows: int = DEFAULT_NUM_ROWS
+        self,
+        requests: Sequence[Request],
+        *,
+        num_candidates: int = 1,
+        scorer: Scorer = mean_logprob,
+        num_rows: int = DEFAULT_NUM_ROWS,
     ) -> list[Result]:
         """Runs requests; under `torchrun` they are shared out, and every rank gets all results.
 
         Args:
             requests: in any number and of any kind.
+            num_candidates: results drawn for each request, of which the best is kept.
+            scorer: `scorer(request number, result)` says how good one is; see `candidates.py`.
             num_rows: rows of the engine's batch; more use the hardware better and take more memory.
                 Part of what results depend on, in their last bits.
 
@@ -100,13 +122,83 @@ class Model:
         """
         self.check(requests, num_rows=num_rows)
         engine = self._engine(num_rows)
+        if num_candidates != 1:
+            requests = with_candidates(requests, num_candidates)
 
         def run(share: Sequence[Request]) -> list[Result]:
             num_ids = sum(request.grammar.max_ids for request in share)
             with progress("generating", total=num_ids, unit="ids") as job:
                 return engine.run(share, progress=job)
 
-        return run_shared(requests, run)
+        results = run_shared(requests, run)
+        if num_candidates == 1:
+            return results
+        return best_candidates(results, num_candidates, scorer)
+
+    def stream_images(
+        self,
+        requests: Sequence[Request],
+        *,
+        every: int = 64,
+        num_rows: int = DEFAULT_NUM_ROWS,
+    ) -> Iterator[tuple[int, Image.Image, bool]]:
+        """Draws and shows pictures in the making: request number, picture, whether it is finished.
+
+        What is not drawn yet is grey.
+
+        Args:
+            requests: of drawings, see `drawing_request`.
+            every: ids between two pictures of a request.
+            num_rows: as in `generate`.
+        """
+        for partial in self._engine(num_rows).stream(requests, every=every):
+            grammar = requests[partial.request_idx].grammar
+            if not isinstance(grammar, PictureGrammar):
+                raise UsageError(f"{type(grammar).__name__} holds no picture to show")
+            grids = grammar.codes_from_ids(partial.ids)
+            (image,) = self.images_from_codes([[np.maximum(grid, 0) for grid in grids]])
+            image.paste(128 if image.mode == "L" else (128,) * 3, mask=_undrawn(grids[-1], image))
+            yield partial.request_idx, image, partial.result is not None
+
+    def complete(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_ids: int = 128,
+        seed: int = 0,
+        num_rows: int = DEFAULT_NUM_ROWS,
+        **sampling: Any,
+    ) -> list[str]:
+        """Goes on with texts, as any language model with a `tokenizer.json` can.
+
+        Args:
+            prompts: texts, none empty.
+            max_ids: room for what follows.
+            seed: text i is drawn with seed + i.
+            num_rows: as in `generate`.
+            sampling: fields of `SamplingSettings`, e.g. `temperature=0.0`.
+        """
+        eos = self.network.generation_config.eos_token_id
+        stop_ids = tuple(eos) if isinstance(eos, list) else (eos,)
+        if None in stop_ids:
+            raise UsageError(f"the model in {self.folder} names no eos_token_id to end texts with")
+        size = self.network.config.get_text_config().vocab_size
+        grammar = TextGrammar(text=AllowedIds(((0, size),)), stop_ids=stop_ids, max_ids=max_ids)
+        tokenizer = self.parts.text_tokenizer
+        requests = [
+            Request(
+                streams=(tuple(tokenizer.encode(prompt)),),
+                grammar=grammar,
+                sampling=_with_fields({"text": SamplingSettings()}, sampling),
+                seed=seed + i,
+            )
+            for i, prompt in enumerate(prompts)
+        ]
+        results = self.generate(requests, num_rows=num_rows)
+        return [
+            tokenizer.decode([token for token in result.ids if token not in stop_ids])
+            for result in results
+        ]
 
     def check(
         self,
@@ -131,6 +223,8 @@ class Model:
         ratio: str | None = None,
         grid: tuple[int, int] | None = None,
         guidance_scale: float | None = None,
+        num_candidates: int = 1,
+        scorer: Callable[[str, Image.Image], float] | None = None,
         seed: int = 0,
         num_rows: int = DEFAULT_NUM_ROWS,
         **sampling: Any,
@@ -143,6 +237,9 @@ class Model:
             ratio: width to height, e.g. `16:9`, where the recipe knows more than one.
             grid: rows and columns of codes in place of a ratio.
             guidance_scale: 1 draws from the caption alone; above, away from the model without one.
+            num_candidates: images drawn for each caption, of which the best is kept.
+            scorer: `scorer(caption, image)` says how good one is; None takes the model's own mean
+                log-probability.
             seed: image i is drawn with seed + i.
             num_rows: as in `generate`.
             sampling: fields of `SamplingSettings`, e.g. `top_k=2048`, in place of the recipe's.
@@ -163,7 +260,17 @@ class Model:
             )
             for i, caption in enumerate(captions)
         ]
-        return self.images_from_results(requests, self.generate(requests, num_rows=num_rows))
+
+        def score(request_idx: int, result: Result) -> float:
+            if scorer is None:
+                return mean_logprob(request_idx, result)
+            (image,) = self.images_from_results([requests[request_idx]], [result])
+            return scorer(captions[request_idx], image)
+
+        results = self.generate(
+            requests, num_candidates=num_candidates, scorer=score, num_rows=num_rows
+        )
+        return self.images_from_results(requests, results)
 
     def caption(
         self,
@@ -298,16 +405,30 @@ class Model:
             log(f"warning: {num_cut} of {len(results)} texts did not end and were cut")
         recipe, tokenizer = self.parts.recipe, self.parts.text_tokenizer
         return [
-            tokenizer.decode(recipe.text_ids_from_result(result, self.parts)) for result in results
+            tokenizer.decode(recipe.text_ids_from_result(result, self.parts)).strip()
+            for result in results
         ]
+
+
+def _undrawn(grid: Codes, image: Image.Image) -> Image.Image:
+    """Mask of the pixels whose codes are -1, those not drawn yet."""
+    mask = Image.fromarray(np.where(grid < 0, np.uint8(255), np.uint8(0)))
+    return mask.resize(image.size, Image.Resampling.NEAREST)
 
 
 def _with_fields(
     settings: Mapping[str, SamplingSettings], given: Mapping[str, Any]
 ) -> dict[str, SamplingSettings]:
+    """Settings with fields replaced: `top_k` in all modalities, `text.top_k` in one."""
     known = {field.name for field in dataclasses.fields(SamplingSettings)}
-    if unknown := sorted(set(given) - known):
-        raise UsageError(
-            f"unknown sampling field {', '.join(unknown)}; there are {', '.join(sorted(known))}"
-        )
-    return {name: dataclasses.replace(each, **given) for name, each in settings.items()}
+    replaced = dict(settings)
+    for key, value in given.items():
+        modality, _, name = key.rpartition(".")
+        if name not in known or modality not in {"", *settings}:
+            raise UsageError(
+                f"unknown sampling setting {key}; there are {', '.join(sorted(known))}, for all "
+                f"modalities or one of {', '.join(settings)} (e.g. {next(iter(settings))}.top_k)"
+            )
+        for chosen in [modality] if modality else settings:
+            replaced[chosen] = dataclasses.replace(replaced[chosen], **{name: value})
+    return replaced

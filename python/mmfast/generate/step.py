@@ -141,7 +141,7 @@ class DecodeStep:
     """The state of R rows and the step that advances it.
 
     Args:
-        decoder: the model without its head, with attention `"mmfast"`.
+        decode: `decode(ids [R], positions [R], cache=..., mask=...) -> [R, D]` hidden states.
         logits: `logits(hidden [R, D], low, high) -> [R, high - low]`.
         cache: of R rows.
         max_ids: ids that a request may emit.
@@ -162,7 +162,7 @@ class DecodeStep:
 
     def __init__(
         self,
-        decoder: Any,
+        decode: Callable[..., torch.Tensor],
         logits: Callable[[torch.Tensor, int, int], torch.Tensor],
         cache: RowCache,
         *,
@@ -173,7 +173,7 @@ class DecodeStep:
         self.cache = cache
         self.num_rows = R = cache.num_rows
         self.max_ids = max_ids
-        self._decoder = decoder
+        self._decode = decode
         self._logits = logits
         self._rows = torch.arange(R, device=device)
         self._use_graphs = use_graphs
@@ -244,13 +244,8 @@ class DecodeStep:
         R = self.num_rows
         positions = self.positions[:R]
         self.cache.set_positions(positions, self._rows)
-        hidden: torch.Tensor = self._decoder(
-            input_ids=self.ids[:R, None],
-            position_ids=positions[:, None],
-            past_key_values=self.cache,
-            use_cache=True,
-            cache_mask=cache_mask(positions, num_blocks),
-        ).last_hidden_state[:, 0]
+        mask = cache_mask(positions, num_blocks)
+        hidden = self._decode(self.ids[:R], positions, cache=self.cache, mask=mask)
         place = self.emitted[:, None]
         upcoming = self.table.gather(1, place)[:, 0]
         next_ids = upcoming.clone()

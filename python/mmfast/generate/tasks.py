@@ -1,7 +1,7 @@
 """What a recipe and the engine agree on: a task in words and pictures, a request in ids, and back.
 
 `Model` knows how to run requests, a recipe knows how its system was trained. Between them stand the two
-tasks below and the protocol of what `RECIPE.open_generation()` of a recipe gives (`GenerationRecipe`):
+tasks below and the protocol of what `RECIPE.open_generation(settings)` of a recipe gives (`GenerationRecipe`):
 
     picture   DrawingTask   -> drawing_request   -> Request -> ids -> grammar.codes_from_ids -> PNG
     text      AnsweringTask -> answering_request -> Request -> ids -> text_ids_from_result   -> text
@@ -94,7 +94,9 @@ class Parts(Protocol):
 
 
 class GenerationRecipe(Protocol):
-    """What `open_generation()` of `RECIPE` in `mmfast.recipes.<name>` gives: how to draw and to answer.
+    """What `open_generation(settings)` of `RECIPE` in `mmfast.recipes.<name>` gives: how to draw and to answer.
+
+    `settings` is the content of `recipe.json`: defaults may depend on how the data was prepared.
 
     Attributes:
         name: as in `recipe.json`.

@@ -9,7 +9,6 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
-from mmfast._mmfast import draw_rows
 from mmfast.sampling.inputs import DrawInputs
 from mmfast.sampling.orders import RULE_KEEP_TIES, RULE_MIN_P_FIRST
 from mmfast.sampling.reference import Draw
@@ -33,6 +32,9 @@ def why_not(inputs: DrawInputs) -> str | None:
 
 def draw(inputs: DrawInputs) -> Draw:
     """As `reference.draw`, for CPU tensors; streams of different dtypes are read as float32."""
+    # imported here, so that a machine without the native extension can run the other backends
+    from mmfast._mmfast import draw_rows
+
     params, support = inputs.params, inputs.support()
     base = inputs.unconditional
     streams = (*inputs.conditions, *(() if base is None else (base,)))

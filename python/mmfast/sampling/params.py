@@ -52,6 +52,7 @@ class SamplingParams:
         penalizes_logprobs: [B] bool, rows whose penalty scales log-probabilities.
         rules: [B] int64, bits `RULE_*` of `mmfast.sampling.orders`.
         rule_sets: every value in `rules`, known on the host, as are the following.
+        top_k_bound: what no row keeps more ids than (ties apart); 0 if unknown or some row may keep all.
         uses_rank: whether any row has top-k or top-p.
         uses_share: whether any row has a `top_k_share`.
         uses_contrast: whether any row has contrastive decoding.
@@ -75,6 +76,7 @@ class SamplingParams:
     penalizes_logprobs: torch.Tensor
     rules: torch.Tensor
     rule_sets: frozenset[int]
+    top_k_bound: int
     uses_rank: bool
     uses_share: bool
     uses_contrast: bool
@@ -234,6 +236,7 @@ class SamplingParams:
             penalizes_logprobs=penalizes_logprobs.to(device),
             rules=rules.to(device),
             rule_sets=frozenset(rules.tolist()),
+            top_k_bound=_bound(torch.where(greedy, 1.0, torch.where(is_share, 0.0, k)).tolist()),
             uses_rank=bool(((k > 0) | (p < 1)).any()),
             uses_share=bool((is_share & (k > 0)).any()),
             uses_contrast=bool(is_contrastive.any()),
@@ -255,6 +258,10 @@ class SamplingParams:
             values = [getattr(part, name) for part in parts]
             if isinstance(values[0], torch.Tensor):
                 return torch.cat(values, dim=-1)
+            if name == "top_k_bound":
+                return _bound(
+                    [bound for part, bound in zip(parts, values, strict=True) if part.num_rows]
+                )
             return frozenset().union(*values) if name == "rule_sets" else any(values)
 
         return cls(**{field.name: joined(field.name) for field in dataclasses.fields(cls)})
@@ -274,6 +281,11 @@ class SamplingParams:
             top_k_share=torch.zeros_like(self.top_k_share),
             uses_share=False,
         )
+
+
+def _bound(counts: list[float]) -> int:
+    """The largest count, 0 if there is none or one is 0."""
+    return int(max(counts)) if counts and all(counts) else 0
 
 
 def _per_row(

@@ -124,7 +124,7 @@ def sample(
         min_p_first: whether min-p comes before top-k and top-p.
         filter_temperature: temperature that top-k, top-p and min-p see, if not the draw's.
         greedy_below: temperatures below this count as 0.
-        backend: `rust` for CPU tensors, `triton` one fused kernel for CUDA tensors, `torch` the
+        backend: `rust` for CPU tensors, `triton` fused kernels for CUDA tensors, `torch` the
             reference anywhere; `auto` takes Rust on the CPU, Triton for CUDA tensors that it can
             handle, and else the reference. All give the same tokens.
 

@@ -9,7 +9,7 @@ from mmfast.data import Batch, Loader, Source
 from mmfast.distributed import rank, world_size
 from mmfast.errors import CorruptDataError, UsageError, VocabularyMismatchError
 from mmfast.files import read_json_object
-from mmfast.tokenizers.protocol import read_tokenizer_config
+from mmfast.tokenizers.protocol import CONFIG_FILE, read_tokenizer_config
 from mmfast.train.config import (
     DataConfig,
     ObjectiveConfig,
@@ -66,8 +66,11 @@ def require_image_tokenizer(dataset: DatasetFolder) -> None:
     expected = ((dataset.recipe or {}).get("image_tokenizer") or {}).get("fingerprint")
     if dataset.image_tokenizer is None or expected is None:
         return
+    if not (dataset.image_tokenizer / CONFIG_FILE).is_file():
+        return
+    # A folder as its authors publish it notes none; it is checked where the tokenizer is loaded.
     found = read_tokenizer_config(dataset.image_tokenizer).get("fingerprint")
-    if found != expected:
+    if found not in (None, expected):
         raise VocabularyMismatchError(
             f"the image tokenizer {dataset.image_tokenizer} has fingerprint {found}, but the dataset in "
             f"{dataset.path} was prepared with {expected}: its codes mean other pictures. Put the former "

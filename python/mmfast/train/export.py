@@ -19,6 +19,7 @@ from mmfast.distributed import rank
 from mmfast.files import write_json
 from mmfast.models.decoder import DecoderConfig, build_decoder
 from mmfast.models.lora import merged
+from mmfast.tokenizers.protocol import is_torchscript_folder
 from mmfast.train.agreement import together
 from mmfast.train.datasets import (
     RECIPE_FILE,
@@ -114,7 +115,10 @@ def _write_companions(dataset: DatasetFolder, folder: Path) -> None:
         return
     recipe = dict(dataset.recipe)
     source = dataset.image_tokenizer
-    if source is not None:
+    if source is not None and is_torchscript_folder(source):
+        # Programs stay where the user put them: a model folder must be safe to load.
+        recipe["image_tokenizer"] = {**recipe["image_tokenizer"], "path": str(source.resolve())}
+    elif source is not None:
         shutil.copytree(source, folder / IMAGE_TOKENIZER_FOLDER)
         recipe["image_tokenizer"] = {**recipe["image_tokenizer"], "path": IMAGE_TOKENIZER_FOLDER}
     elif recipe.get("image_tokenizer"):

@@ -5,24 +5,30 @@ use mmfast_core::indexed::{DatasetView, DocumentSource, Gather, Item};
 use numpy::{Element, IntoPyArray, PyArray1, PyArrayMethods, PyUntypedArray};
 use pyo3::prelude::*;
 
+use crate::arguments::plain_counts;
 use crate::dataset::{DatasetReader, match_dtype, resolve};
 use crate::error::to_py;
 use crate::gil::run_detached;
 
+/// The ids, and where each run of them begins.
+type Gathered<'py> = (Bound<'py, PyUntypedArray>, Bound<'py, PyArray1<i64>>);
+
 /// Copies sequences, or documents, into one array; returns it and where each begins in it.
 ///
-/// With `out` the ids go to its beginning, and it is what comes back.
+/// With `out` the ids go to its beginning, and it is what comes back. Indices are an array of int64 or a
+/// list of ints; for others nothing is done, and the answer is `None`.
 #[pyfunction]
 #[pyo3(signature = (reader, indices, *, documents=false, out=None))]
 pub(crate) fn gather<'py>(
     py: Python<'py>,
     reader: &DatasetReader,
-    indices: &Bound<'py, PyArray1<i64>>,
+    indices: &Bound<'py, PyAny>,
     documents: bool,
     out: Option<&Bound<'py, PyAny>>,
-) -> PyResult<(Bound<'py, PyUntypedArray>, Bound<'py, PyArray1<i64>>)> {
-    let indices = indices.try_readonly()?;
-    let indices = indices.as_slice()?;
+) -> PyResult<Option<Gathered<'py>>> {
+    let Some(indices) = plain_counts(indices) else {
+        return Ok(None);
+    };
     let view = &reader.view;
     let plan = run_detached(py, || {
         if documents {
@@ -36,7 +42,7 @@ pub(crate) fn gather<'py>(
         }
     })?;
     let ids = match_dtype!(view.dtype(), Id => copy::<Id>(py, &plan, view, out))?;
-    Ok((ids, PyArray1::from_slice(py, plan.offsets())))
+    Ok(Some((ids, PyArray1::from_slice(py, plan.offsets()))))
 }
 
 fn copy<'py, T: Element + Item>(

@@ -129,6 +129,7 @@ class Emu3Preparation(CaptionedImages):
             "image_form": self.form,
             "generation_prompt": self.prompt if self.draws else None,
             "question": self.question if self.describes else None,
+            "null_prompt_prob": getattr(self._options, "null_prompt_prob", 0.0),
             "image_size": None if self.size is None else list(self.size),
             "resize": self._image_tokenizer.resize,
             "image_tokenizer": image_tokenizer_facts(

@@ -4,7 +4,8 @@ The documents side is in `documents.py`, the prompts in `requests.py`; both load
 """
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from mmfast.recipes.folder.options import FolderPrepareOptions
 
@@ -26,8 +27,9 @@ class FolderRecipe:
 
         return FolderPreparation(options)
 
-    def open_generation(self) -> "GenerationRecipe":
+    def open_generation(self, settings: Mapping[str, Any]) -> "GenerationRecipe":
         """Prompt forms and defaults for `mmfast.generate`."""
+        del settings
         from mmfast.recipes.folder.requests import FolderGeneration
 
         return FolderGeneration()

@@ -1,0 +1,171 @@
+"""Compiles every sampling kernel for each architecture and prints what it needs as JSON.
+
+What is compiled is what `draw_rows` would launch, with its specialisations. A script, since a process that runs
+kernels in Triton's interpreter cannot compile any.
+
+    compile_sampling.py CAPABILITY...
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from mmfast.kernels.draw_rows import LaunchShape, plan
+from mmfast.sampling.inputs import DrawInputs, resolve
+from mmfast.sampling.params import SamplingParams
+
+NUM_PROCESSORS = 132
+VOCABULARY = 184_622
+
+
+class AbsentDevice:
+    """As much of a CUDA driver as the compiler asks for."""
+
+    def __init__(self, capability: int) -> None:
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return self.target.arch
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+class Variant(NamedTuple):
+    """A batch whose launches are compiled."""
+
+    name: str
+    inputs: DrawInputs
+    shape: LaunchShape
+
+
+def inputs_of(
+    num_rows: int,
+    num_ids: int,
+    dtype: torch.dtype,
+    *,
+    num_streams: int = 1,
+    everything: bool = False,
+    **parameters,
+) -> DrawInputs:
+    """Inputs of that shape; `everything` has each thing that a kernel can look at."""
+    streams = [torch.empty(num_rows, num_ids, dtype=dtype) for _ in range(num_streams)]
+    is_guided = "guidance_scale" in parameters
+    zeros = torch.zeros(num_rows, dtype=torch.int64)
+    words = torch.zeros(num_rows, -(-num_ids // 32), dtype=torch.int32)
+    if everything:
+        parameters |= {
+            "contrastive_alpha": 0.1,
+            "repetition_penalty": 1.2,
+            "filter_temperature": 1.0,
+        }
+    params = SamplingParams.prepare(num_rows, temperature=0.7, **parameters)
+    return resolve(
+        streams[0],
+        torch.empty_like(streams[0]) if is_guided else None,
+        streams=streams[1:],
+        params=params,
+        seeds=zeros,
+        steps=zeros,
+        positions=zeros,
+        num_draws=3 if everything else 1,
+        allowed=words if everything else None,
+        history=words if everything else None,
+        exempt=(),
+    )
+
+
+def variants(*, is_full: bool) -> list[Variant]:
+    """Batches as they are common, and all kernels with everything to look at if `is_full`."""
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    guided = {"guidance_scale": 3.0, "top_k": 2048, "top_p": 0.9}
+    three = {"num_streams": 3, "guidance_scale": (1.0, 2.0, -1.0), "everything": True}
+    batches = {
+        "whole, bf16, guided, k 2048": inputs_of(64, VOCABULARY, bf16, **guided),
+        "whole, fp16, k 4096": inputs_of(1, VOCABULARY, fp16, top_k=4096),
+        "whole, bf16, everything": inputs_of(8, VOCABULARY, bf16, top_k=2048, **three),
+        "range 8192, bf16, guided": inputs_of(64, 8192, bf16, **guided),
+        "range 200, fp32, plain": inputs_of(8, 200, fp32),
+        "range 2000, fp16, everything": inputs_of(8, 2000, fp16, **three),
+    }
+    return [
+        Variant(
+            name,
+            inputs,
+            LaunchShape.of(
+                inputs.num_rows, inputs.num_ids, inputs.params.top_k_bound, NUM_PROCESSORS
+            ),
+        )
+        for name, inputs in batches.items()
+        if is_full or "guided" in name
+    ]
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers a thread, stack bytes and spill-capable local bytes, as `cuobjdump` reads them."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run(
+            [str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+        sass = subprocess.run(
+            [str(tool), "-sass", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", text))
+    return {
+        "registers": int(found["REG"]),
+        "stack_bytes": int(found["STACK"]),
+        "local_bytes": int(found["LOCAL"]),
+        "num_fused": len(re.findall(r"\bFFMA\b", sass)),
+        "num_flushing": len(re.findall(r"\bF\w+\.FTZ\b", sass)),
+    }
+
+
+def main() -> None:
+    results = []
+    seen = set()
+    for capability in map(int, sys.argv[1:]):
+        driver.set_active(AbsentDevice(capability))
+        for variant in variants(is_full=capability == 90):
+            _, launches = plan(variant.inputs, shape=variant.shape)
+            for launch in launches:
+                compiled = launch.compile()
+                key = (capability, compiled.hash)
+                if key in seen:
+                    continue
+                seen.add(key)
+                results.append(
+                    {
+                        "kernel": launch.kernel.fn.__name__,
+                        "variant": variant.name,
+                        "capability": capability,
+                        "num_warps": compiled.metadata.num_warps,
+                        "shared_bytes": compiled.metadata.shared,
+                        "num_fma_ptx": len(re.findall(r"\bfma\.", compiled.asm["ptx"])),
+                        "num_divisions_ptx": compiled.asm["ptx"].count("div.rn.f32"),
+                        "num_ftz_ptx": compiled.asm["ptx"].count(".ftz"),
+                        **resources(compiled.asm["cubin"]),
+                    }
+                )
+    json.dump(results, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
