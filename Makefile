@@ -124,9 +124,25 @@ $(VENV)-peers/.stamp-dependencies: constraints/peers.txt $(STAMP_DEPS)
 # Further arguments, e.g. `--only 350m`.
 GPU_TRAIN_ARGS ?=
 
+# On a machine without a Rust toolchain the kernels run all the same: any Python with torch and Triton will do.
+.PHONY: gpu-kernels
+gpu-kernels: ## sampling kernels on one GPU, checked, then timed beside their peers; JSON into benches/results
+	PYTHONPATH=python $(or $(wildcard $(BIN)/python),$(PYTHON)) benches/kernels/gpu_sampling.py $(GPU_KERNELS_ARGS)
+
+.PHONY: kernel-resources
+kernel-resources: $(STAMP_BUILD) ## registers and memory of every sampling kernel on three architectures, without a GPU
+	$(BIN)/python tests/kernels/compile_sampling.py 80 90 100 > benches/results/kernel_resources.json
+
 .PHONY: gpu-train
 gpu-train: $(STAMP_BUILD) ## training steps on one GPU beside transformers alone; JSON into benches/results
 	$(BIN)/python benches/train/gpu_train.py $(GPU_TRAIN_ARGS)
+
+# Likewise, e.g. `--only 760m`.
+GPU_GENERATE_ARGS ?=
+
+.PHONY: gpu-generate
+gpu-generate: $(STAMP_BUILD) ## pictures on one GPU beside transformers' generate; JSON into benches/results
+	$(BIN)/python benches/generate/gpu_generate.py $(GPU_GENERATE_ARGS)
 
 # Further datasets to hold against megatron-core, as prefixes.
 PEER_PREFIXES ?=

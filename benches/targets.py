@@ -1,4 +1,4 @@
-"""What the data plane, the trainer and the sampler promise in numbers, and which named peer stands for its group.
+"""What the data plane, the trainer, the sampler and the engine promise in numbers, and which named peer stands for its group.
 
 Each target reads one value from a results file, by wall clock or by CPU time. `table.py` prints both
 beside the promise; no test asserts on any of them.
@@ -129,6 +129,8 @@ THREADS = "sample, {} x 184,622 ids, guided, by threads"
 THREADED_ROWS = (8, 1)
 CORPORA = ("lognormal", "half a row", "captioned images")
 
+PICTURE = "image of 32 x 32 codes, guidance 3, Emu3-shaped"
+
 # The contender of each group that the others are compared with.
 PEER_OF_GROUP = {
     WRITE: "megatron-core add_document, tensors",
@@ -142,6 +144,7 @@ PEER_OF_GROUP = {
     BATCHES: "megatron-core GPTDataset + collate",
     RESUME: "megatron-core GPTDataset, indices cached, new",
     LOSS: LOSS_PEER,
+    PICTURE: "transformers generate, unbatched guidance",
     GUIDED: GUIDED_PEERS[0],
     RANGE: "mmfast, all ids allowed",
     FILTERS: "torch lerp, softmax, multinomial",
@@ -319,5 +322,17 @@ TARGETS = (
             at_least=1.7,
         )
         for rows in THREADED_ROWS
+    ),
+    Target(
+        "a picture with guidance, of transformers' generate, unbatched guidance",
+        "{:.1f} times",
+        times(PICTURE, "mmfast", "transformers generate, unbatched guidance"),
+        at_least=6,
+    ),
+    Target(
+        "a picture with guidance, of transformers' generate, batched guidance",
+        "{:.1f} times",
+        times(PICTURE, "mmfast", "transformers generate, batched guidance"),
+        at_least=2.5,
     ),
 )

@@ -14,6 +14,9 @@ pytest.importorskip("triton", reason="Triton is not installed; it comes with CUD
 HERE = Path(__file__).parent
 
 
+BENCH = HERE.parents[1] / "benches/kernels/gpu_sampling.py"
+
+
 def run_script(name: str, *arguments: str, cache: Path, interpret: bool) -> dict | list:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
@@ -28,6 +31,14 @@ def run_script(name: str, *arguments: str, cache: Path, interpret: bool) -> dict
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout)
+
+
+def test_kernels_and_reference_import_without_the_native_extension():
+    code = (
+        "import sys; sys.modules['mmfast._mmfast'] = None; "
+        "import mmfast.kernels.draw_rows, mmfast.sampling.reference, mmfast.sampling.inputs"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.slow
@@ -57,6 +68,26 @@ def test_every_kernel_compiles_without_spills_or_inexact_instructions(capability
         if r["num_divisions_ptx"] == 0:
             assert r["num_fused"] == 0, f"a fused multiply-add: {r}"
             assert r["num_flushing"] == 0, f"flushes subnormals: {r}"
+
+
+def test_the_gpu_benchmark_checks_and_times_every_row_on_a_dry_run(tmp_path):
+    output = tmp_path / "results.json"
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(BENCH), "--dry-run", "--output", str(output)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "DIFFERENT" not in done.stdout
+    assert done.stdout.count("equal") == 8
+    rows = json.loads(output.read_text())["rows"]
+    assert {(row["ids"], row["contender"]) for row in rows} == {
+        (ids, contender)
+        for ids in (300, 64)
+        for contender in ("mmfast", "flashinfer, torch guidance", "torch.compile")
+    }
+    for row in rows:
+        assert row["floor_us"] > 0
+        assert ("problem" in row) != (row.get("warm", 0) > 0)
+        assert row["contender"] != "mmfast" or "problem" not in row
 
 
 @pytest.mark.gpu

@@ -158,6 +158,14 @@ def test_sliding_windows_are_refused():
         Engine(model, num_rows=1)
 
 
+def test_rotations_that_depend_on_the_longest_row_are_refused():
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=rope)).eval()
+    model.set_attn_implementation(register_attention())
+    with pytest.raises(UsageError, match="rope_type dynamic"):
+        Engine(model, num_rows=1)
+
+
 class Recorder(Engine):
     """An engine that keeps the logits of all rows at every step."""
 

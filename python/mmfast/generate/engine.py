@@ -88,7 +88,6 @@ class Engine:
         self.is_static = self.device.type == "cuda" if static is None else static
         self._max_positions = int(self._config.max_position_embeddings)
         self._step: DecodeStep | None = None
-        self._prompts: Prompts | None = None
         self._check_layers()
         self._check_head()
         self._decode: Callable[..., torch.Tensor] = self._decode_plain
@@ -208,6 +207,12 @@ class Engine:
             raise UsageError(
                 f"{type(self._model).__name__} has layers of kind {', '.join(sorted(kinds))}; "
                 "generation knows full attention only"
+            )
+        rope = getattr(self._config, "rope_parameters", None) or {}
+        if (kind := rope.get("rope_type")) in ("dynamic", "longrope"):
+            raise UsageError(
+                f"{type(self._model).__name__} rotates by the longest row's length (rope_type {kind}), so "
+                "a row would depend on its neighbours; generation does not run it"
             )
 
     def _check_head(self) -> None:

@@ -5,6 +5,8 @@ and the blocks' sums are then added in a tree. A block that lies wholly beyond a
 which change not even a bit, wherever the tree ends. So a row's result depends neither on how far the
 longest row has come nor on the size of the cache, only on its own keys and values.
 
+On CUDA two kernels do it for heads up to 128 wide (`mmfast.kernels.decode_attention`).
+
 Legend: N blocks, R rows, H heads, K key-value heads, G = H / K, D head width.
 """
 
@@ -13,8 +15,11 @@ from typing import Any
 
 import torch
 
+from mmfast.kernels import triton_available
+
 BLOCK = 64
 """Cache positions per block."""
+_WIDEST_IN_KERNELS = 128
 
 
 def cache_mask(positions: torch.Tensor, num_blocks: int) -> torch.Tensor:
@@ -65,6 +70,10 @@ def decode_attention(
         )
     K = key.shape[2]
     factor = D**-0.5 if scaling is None else scaling
+    if query.is_cuda and D <= _WIDEST_IN_KERNELS and triton_available():
+        from mmfast.kernels.decode_attention import decode_attention as in_two_kernels
+
+        return in_two_kernels(query[:, :, 0], key, value, mask=mask, scaling=factor)[:, None]
     q_rkgd = query.reshape(R, K, H // K, D)
     scores = torch.matmul(q_rkgd, key[:num_blocks].transpose(-1, -2)).float()
     scores = torch.add(mask, scores, alpha=factor)
