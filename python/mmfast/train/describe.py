@@ -23,7 +23,7 @@ SHOWN_IDS = 6
 
 def describe_run(config: TrainConfig) -> str:
     """What a run would do; reads the data's first batch and writes nothing."""
-    dataset = datasets.open_folder(config.data)
+    dataset = datasets.open_folder(config.data, config.tokenizer)
     decoder = build_decoder(config.model, dataset.vocabulary)
     if config.lora.rank:
         lora = config.lora
