@@ -49,7 +49,7 @@ def test_processes_and_kills_change_no_byte_of_a_coyo_job(tmp_path: Path, launch
             "coyo", "--input_image_dir", tmp_path / "images", "--input_captions_dir", tmp_path / "images",
             "--vision_tokenizer", tmp_path / "vision", "--text_tokenizer", tmp_path / "text",
             "--min_pixels", 2048, "--max_pixels", 4096, "--shard_records", 2, "--max_bad_fraction", 0.2,
-            "--output_prefix", tmp_path / folder / "train", "--device", "cpu",
+            "--output_prefix", tmp_path / folder / "train", "--device", "cpu", "--encode_batch", 2,
         ]  # fmt: skip
         script = tmp_path / f"{folder}-{fatal_record}.py"
         script.write_text(

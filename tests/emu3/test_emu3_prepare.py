@@ -25,7 +25,7 @@ from mmfast.vocab import Vocabulary
 
 pytestmark = pytest.mark.xdist_group("emu3-prepare")
 PHOTOS = ("astronaut.png", "chelsea.png", "china.jpg", "coffee.png", "rocket.jpg", "camera.png")
-AREA = ["--min-pixels", "2048", "--max-pixels", "4096"]
+AREA = ["--min-pixels", "2048", "--max-pixels", "4096", "--encode-batch", "2"]
 
 
 @pytest.fixture(scope="module")
