@@ -127,6 +127,10 @@ RANGE = "sample, 8 rows, 32,768 of the ids allowed"
 FILTERS = "sample, 8 rows of 184,622 ids, other filters"
 THREADS = "sample, {} x 184,622 ids, guided, by threads"
 THREADED_ROWS = (8, 1)
+ENCODE = "Emu3 encode, 512x512"
+DECODE = "Emu3 decode, 64x64 codes"
+SEARCH = "nearest of 32,768 codes, 90x90"
+VISUAL_IDS = "Emu3 visual ids, 64x64"
 CORPORA = ("lognormal", "half a row", "captioned images")
 
 PICTURE = "image of 32 x 32 codes, guidance 3, Emu3-shaped"
@@ -143,6 +147,10 @@ PEER_OF_GROUP = {
     READ_UNMAPPED: "megatron-core mmap=False, ds[i]",
     BATCHES: "megatron-core GPTDataset + collate",
     RESUME: "megatron-core GPTDataset, indices cached, new",
+    ENCODE: "transformers",
+    DECODE: "transformers",
+    SEARCH: "transformers quantizer",
+    VISUAL_IDS: "spelled out and tokenised",
     LOSS: LOSS_PEER,
     PICTURE: "transformers generate, unbatched guidance",
     GUIDED: GUIDED_PEERS[0],
@@ -334,5 +342,23 @@ TARGETS = (
         "{:.1f} times",
         times(PICTURE, "mmfast", "transformers generate, batched guidance"),
         at_least=2.5,
+    ),
+    Target(
+        "Emu3 image to codes, of transformers' Emu3VQVAE",
+        "{:.1f} times",
+        times(ENCODE, "mmfast", "transformers"),
+        at_least=3,
+    ),
+    Target(
+        "nearest of 32,768 codes at 90x90, memory",
+        "{:.1f} MB",
+        fact(SEARCH, "mmfast nearest_code", "peak_megabytes"),
+        at_most=10,
+    ),
+    Target(
+        "visual ids of an Emu3 image, 64x64",
+        "{:.3f} ms",
+        milliseconds(VISUAL_IDS, "mmfast"),
+        at_most=0.1,
     ),
 )

@@ -26,10 +26,11 @@ spread -m mmfast.prepare emu3 --images "$raw/train" --captions "$raw/train/capti
   "${tokenizers[@]}" --caption-choice random --copies 24 --augment affine --null-prompt-prob 0.1 \
   --question "What digit is it" --shard-records 256 --seed "$seed" --output "$out/data/train"
 spread -m mmfast.prepare emu3 --images "$raw/heldout" --captions "$raw/heldout/captions.jsonl" \
-  "${tokenizers[@]}" --caption-choice random --null-prompt-prob 0 \
-  --question "What digit is it" --seed "$seed" --output "$out/heldout/data"
+  "${tokenizers[@]}" --caption-choice random --null-prompt-prob 0.1 \
+  --question "What digit is it" --seed "$seed" --output "$out/data/heldout"
 
-spread -m mmfast.train examples/emu3/digits.yaml output="$out/train" seed="$seed" data.prefix="$out/data/train" "$@"
+spread -m mmfast.train examples/emu3/digits.yaml output="$out/train" seed="$seed" \
+  data.prefix="$out/data/train" data.validation_prefix="$out/data/heldout" "$@"
 
 run mmfast generate images --model "$out/train/model" --prompts "$raw/prompts.jsonl" --guidance-scale 3 \
   --top-k 0 --top-p 0.9 --seed "$seed" --output "$out/generated/guided"

@@ -37,6 +37,7 @@ def kept(
     *,
     ties: str = "index",
     rule: str = "reach",
+    base: str = "survivors",
     slack: float = 0.0,
     **stages: float,
 ) -> Kept:
@@ -46,19 +47,23 @@ def kept(
         logits: [N], mixed already; -inf where an id does not exist.
         ties: `index` or `keep`, of top-k.
         rule: `reach` keeps an id while the mass before it is below p, `exclusive` while it is at most p.
+        base: p is a part of the mass of `survivors` of top-k, or of the `full` mass before it.
         slack: how much mass more (or less) than asked for top-p and min-p keep.
         stages: `temperature top_k top_p min_p`, e.g. `kept(row, top_k=50, temperature=0.7)`.
     """
     z = logits.to(torch.float64).numpy().copy()
     scale = math.log2(math.e)
+    whole = z
     for stage, value in stages.items():
         match stage:
             case "temperature":
                 scale = math.log2(math.e) / value
             case "top_k":
+                whole = z.copy()
                 z[~_largest(z, int(value), ties)] = -np.inf
             case "top_p":
-                z[~_nucleus(z, scale, value + slack, rule)] = -np.inf
+                mass = _weights(whole if base == "full" else z, scale).sum()
+                z[~_nucleus(z, scale, value + slack, rule, mass)] = -np.inf
             case "min_p":
                 z[_weights(z, scale) < value - slack] = -np.inf
     ids = np.flatnonzero(z > -np.inf)
@@ -84,14 +89,16 @@ def _largest(z: NDArray[np.float64], k: int, ties: str) -> NDArray[np.bool_]:
     return inside
 
 
-def _nucleus(z: NDArray[np.float64], scale: float, p: float, rule: str) -> NDArray[np.bool_]:
+def _nucleus(
+    z: NDArray[np.float64], scale: float, p: float, rule: str, mass: float
+) -> NDArray[np.bool_]:
     if p >= 1:
         return np.ones(len(z), bool)
     ranked = np.argsort(-z, kind="stable")
     weights = _weights(z, scale)[ranked]
     before = weights.cumsum() - weights
-    needed = p * weights.sum()
-    stays = before < needed if rule == "reach" else before <= needed
+    stays = before < p * mass if rule == "reach" else before <= p * mass
+    stays &= z[ranked] > -np.inf
     stays[0] = True
     inside = np.zeros(len(z), bool)
     inside[ranked[stays]] = True
@@ -155,6 +162,7 @@ def assert_kept(
     uncond: torch.Tensor | None = None,
     *,
     others: Sequence[torch.Tensor] = (),
+    history: torch.Tensor | None = None,
     rare: bool = False,
     most: int = 3_000,
     **arguments: Any,
@@ -166,6 +174,7 @@ def assert_kept(
         logits: [N], as are those of the other streams.
         uncond: as in `sample`.
         others: the `streams` of `sample`.
+        history: ids [L] that a penalty applies to.
         rare: whether some ids may be too rare to be drawn.
         most: ids that are drawn at most.
         arguments: of `sample`.
@@ -176,6 +185,7 @@ def assert_kept(
         logits.expand(len(steps), -1),
         None if uncond is None else uncond.expand(len(steps), -1),
         streams=[other.expand(len(steps), -1) for other in others],
+        history=None if history is None else history.expand(len(steps), -1),
         seeds=SEED,
         steps=steps,
         **arguments,

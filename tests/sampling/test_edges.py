@@ -13,7 +13,7 @@ NAN, INF = math.nan, math.inf
 TILE = 1_024
 
 
-@pytest.fixture(params=["torch", "rust"])
+@pytest.fixture(params=["torch", "auto"])
 def backend(request) -> str:
     return request.param
 
@@ -235,3 +235,76 @@ def test_rows_may_share_memory_or_lie_in_columns(draw):
         seeds = torch.arange(len(view))
         found = draw(view, seeds=seeds, top_p=0.8)
         assert torch.equal(found.tokens, draw(view.contiguous(), seeds=seeds, top_p=0.8).tokens)
+
+
+def test_contrast_with_values_that_are_none(draw):
+    """An id that is NaN or -inf in either stream is out; +inf in the conditional one wins."""
+    cond, uncond = noise(40).unsqueeze(0).clone(), noise(40, 1).unsqueeze(0).clone()
+    cond[0, 3], cond[0, 4], uncond[0, 5], uncond[0, 6] = NAN, -INF, NAN, -INF
+    for alpha, k in ((1e-9, 1), (0.1, 3), (1.0, 40), (100.0, 5)):
+        arguments = {"contrastive_alpha": alpha, "contrastive_k": k, "num_draws": 500}
+        out = draw(cond, uncond, **arguments)
+        assert not {3, 4, 5, 6} & set(out.tokens[0].tolist())
+        assert out.status.item() == STATUS_EXCLUDED
+        assert 1 <= out.num_kept.item() <= 36
+    nothing = draw(cond, torch.full((1, 40), NAN), contrastive_alpha=0.1)
+    assert nothing.status.item() == STATUS_EXCLUDED | STATUS_EMPTY
+    cond[0, 9] = INF
+    certain = draw(cond, uncond, contrastive_alpha=0.1)
+    assert (certain.tokens.item(), certain.num_kept.item()) == (9, 1)
+
+
+def test_contrast_keeps_the_likeliest_and_counts_beyond_the_ids(draw):
+    cond, uncond = noise(25)[None], noise(25, 1)[None]
+    alone = draw(cond, uncond, contrastive_alpha=1e300, contrastive_k=25)
+    assert (alone.tokens.item(), alone.num_kept.item()) == (cond.argmax(), 1)
+    every = draw(cond, uncond, contrastive_alpha=1.0, contrastive_k=25)
+    more = draw(cond, uncond, contrastive_alpha=1.0, contrastive_k=10**9)
+    assert every.num_kept.item() == more.num_kept.item() == 25
+    assert torch.equal(every.tokens, more.tokens)
+    off = draw(cond, uncond, contrastive_alpha=0.0, guidance_scale=2.0)
+    assert torch.equal(off.tokens, draw(cond, uncond, guidance_scale=2.0).tokens)
+    forced = draw(cond, uncond, contrastive_alpha=0.5, allowed=(11, 12))
+    assert (forced.tokens.item(), forced.logprobs.item()) == (11, 0.0)
+
+
+def test_penalties_at_their_limits(draw):
+    rows = noise(60).reshape(2, 30)
+    rows[:, 7], rows[:, 8] = 0.0, -0.0
+    every = torch.arange(30).expand(2, -1)
+    none = torch.full((2, 4), -1)
+    plain = draw(rows, num_draws=50)
+    for arguments in (
+        {"repetition_penalty": 1.0, "history": every},
+        {"repetition_penalty": 1e30, "history": none},
+        {"repetition_penalty": 9.0, "history": torch.zeros(2, 0, dtype=torch.int64)},
+        {"repetition_penalty": 9.0, "history": every, "exempt": [(0, 30)]},
+    ):
+        assert torch.equal(draw(rows, num_draws=50, **arguments).tokens, plain.tokens)
+    # So strong that of the penalised ids only those at 0 are left beside the others.
+    some = torch.arange(20).expand(2, -1)
+    strong = draw(rows, repetition_penalty=1e30, history=some, num_draws=2_000)
+    scores = torch.where(torch.arange(30) < 20, torch.where(rows < 0, -INF, 0.0), rows)
+    likely = scores.softmax(-1) > 0
+    for row in range(2):
+        assert set(strong.tokens[row].tolist()) <= set(likely[row].nonzero()[:, 0].tolist())
+    twice = draw(rows, repetition_penalty=1.5, history=some.repeat(1, 3), num_draws=50)
+    once = draw(rows, repetition_penalty=1.5, history=some, num_draws=50)
+    assert torch.equal(once.tokens, twice.tokens)
+
+
+def test_many_draws_of_rows_that_have_no_choice(draw):
+    rows = torch.stack([torch.full((5,), NAN), torch.tensor([0, INF, 1, INF, 0]), noise(5)])
+    out = draw(rows, num_draws=7, temperature=torch.tensor([1.0, 1.0, 0.0]))
+    assert out.tokens.tolist() == [[0] * 7, [1] * 7, [int(rows[2].argmax())] * 7]
+    assert out.logprobs.tolist() == [[-INF] * 7, [0.0] * 7, [0.0] * 7]
+    assert out.num_kept.tolist() == [0, 1, 1]
+
+
+def test_positions_run_up_to_32_bits(draw):
+    row = torch.zeros(1, 5_000)
+    last = (1 << 32) - 1
+    ends = torch.tensor([last - 2])
+    three = draw(row, num_draws=3, positions=ends).tokens[0].tolist()
+    assert three == [draw(row, positions=last - back).tokens.item() for back in (2, 1, 0)]
+    assert len({*three, *draw(row, num_draws=3).tokens[0].tolist()}) == 6

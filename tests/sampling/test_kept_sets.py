@@ -9,7 +9,12 @@ from tests.sampling.oracle import BOUNDARY, assert_kept, kept
 
 from mmfast.sampling import sample
 
-BACKENDS = ("torch", "rust")
+
+@pytest.fixture(params=["torch", "auto"])
+def backend(request) -> str:
+    return request.param
+
+
 ONE_BIT = math.log2(math.e)
 """The temperature at which a unit of logit is one bit: whole logits have exact weights."""
 
@@ -32,7 +37,6 @@ def grids(seed: int) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("ties", ["index", "keep"])
 @pytest.mark.parametrize("name", grids(0))
 def test_ties_are_cut_where_a_sort_cuts_them(name, ties, backend):
@@ -51,7 +55,6 @@ def test_ties_are_cut_where_a_sort_cuts_them(name, ties, backend):
             assert_kept(expected, row, ties=ties, backend=backend, **stages)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["whole numbers", "two levels"])
 def test_min_p_cuts_at_the_exact_share_of_the_top(name, backend):
     row = grids(5)[name]
@@ -63,13 +66,12 @@ def test_min_p_cuts_at_the_exact_share_of_the_top(name, backend):
 
 
 @pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.999, 2.0**-31, 1 - 2.0**-31])
-def test_equal_ids_fill_a_nucleus_by_whole_number_arithmetic(top_p):
+def test_equal_ids_fill_a_nucleus_by_whole_number_arithmetic(top_p, backend):
     for size in (1, 2, 10, 1_000, 65_537):
         share = math.floor(top_p * 2**31)
         expected = max(1, -(-share * size // 2**31))
-        for backend in BACKENDS:
-            out = sample(torch.zeros(1, size), top_p=top_p, seeds=0, steps=0, backend=backend)
-            assert out.num_kept.item() == expected
+        out = sample(torch.zeros(1, size), top_p=top_p, seeds=0, steps=0, backend=backend)
+        assert out.num_kept.item() == expected
 
 
 @pytest.mark.parametrize(("backend", "most"), [("torch", 6), ("rust", 150)])
@@ -94,7 +96,6 @@ def test_a_hundred_thousand_duplicates(backend, most):
 CONTINUOUS = 120
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("order", ["hf", "vllm"])
 def test_continuous_logits_differ_at_most_next_to_p(order, backend):
     generator = np.random.default_rng(3)
@@ -119,7 +120,6 @@ def test_continuous_logits_differ_at_most_next_to_p(order, backend):
     assert decided > 0.9 * CONTINUOUS
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_vocabulary_of_184622_ids(backend):
     """Likely ids as neighbours, as image ids are, and as a ramp, where every block of ids is sorted."""
     clustered = noise(184_622, 4)
@@ -133,3 +133,48 @@ def test_a_vocabulary_of_184622_ids(backend):
             assert len(least.ids) <= out.num_kept.item() <= len(most.ids)
             if len(least.ids) == len(most.ids):
                 assert_kept(most, row, rare=True, most=8, backend=backend, **stages)
+
+
+RULES = [
+    {"rule": "exclusive"},
+    {"base": "full"},
+    {"rule": "exclusive", "base": "full", "ties": "keep"},
+]
+
+
+@pytest.mark.parametrize("rules", RULES, ids=str)
+@pytest.mark.parametrize("name", ["whole numbers", "two levels", "all equal", "bfloat16"])
+def test_other_rules_of_top_p_cut_where_they_say(name, rules, backend):
+    """Halves and quarters of whole-number rows fall on edges exactly, where the rules differ."""
+    names = {"rule": "top_p_rule", "base": "top_p_base", "ties": "ties"}
+    for seed in range(2):
+        row = grids(seed)[name]
+        for top_k, top_p in [(0, 0.5), (40, 0.25), (200, 0.75), (3, 0.875)]:
+            stages = {"temperature": ONE_BIT, "top_k": top_k, "top_p": top_p}
+            expected = kept(row, **rules, **stages)
+            arguments = {names[rule]: value for rule, value in rules.items()}
+            assert_kept(expected, row, backend=backend, **arguments, **stages)
+
+
+@pytest.mark.parametrize("temperature", [0.25, 1.0, 8.0, math.inf])
+def test_order_fourm_filters_at_temperature_1(temperature, backend):
+    """Hot rows show the whole kept set: every id of it is about as likely as any other."""
+    for seed in range(6):
+        row = noise(400, seed) * 2
+        for stages in ({"top_k": 37}, {"top_p": 0.9}, {"top_k": 100, "top_p": 0.8}):
+            least, most = (
+                kept(
+                    row,
+                    ties="keep",
+                    rule="exclusive",
+                    slack=slack,
+                    **stages,
+                    temperature=temperature,
+                )
+                for slack in (-BOUNDARY, BOUNDARY)
+            )
+            assert len(least.ids) == len(most.ids)
+            assert_kept(
+                most, row, rare=temperature < 1, order="fourm", temperature=temperature,
+                backend=backend, **stages,
+            )  # fmt: skip

@@ -15,7 +15,7 @@ from mmfast.sampling import STATUS_EXCLUDED, SamplingParams, sample, sample_prep
 from mmfast.sampling.weights import multiply_high
 
 
-@pytest.fixture(params=["torch", "rust"])
+@pytest.fixture(params=["torch", "auto"])
 def backend(request) -> str:
     return request.param
 

@@ -11,6 +11,7 @@ from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
     PrefixConstrainedLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -49,21 +50,12 @@ def processed(steps: list, scores: torch.Tensor, ids: torch.Tensor = NO_IDS) -> 
 
 def seen(*streams: torch.Tensor, **arguments) -> tuple[torch.Tensor, torch.Tensor]:
     """[B, N] bool of ids that came out in many draws of each row, and the kept counts [B]."""
-    num_rows = len(streams[0])
-    flat = [stream.repeat_interleave(NUM_DRAWS, 0) for stream in streams]
-    arguments = {
-        name: value.repeat_interleave(NUM_DRAWS, 0)
-        if isinstance(value, torch.Tensor) and value.shape[0] == num_rows
-        else value
-        for name, value in arguments.items()
-    }
     out = sample(
-        *flat, seeds=1, steps=torch.arange(NUM_DRAWS).repeat(num_rows),
+        *streams, seeds=torch.arange(len(streams[0])), steps=0, num_draws=NUM_DRAWS,
         order="hf", ties="keep", **arguments,
     )  # fmt: skip
-    found = torch.zeros(num_rows, streams[0].shape[1], dtype=torch.bool)
-    found[torch.arange(num_rows).repeat_interleave(NUM_DRAWS), out.tokens] = True
-    return found, out.num_kept.view(num_rows, NUM_DRAWS)[:, 0]
+    found = torch.zeros(streams[0].shape, dtype=torch.bool).scatter(1, out.tokens, True)
+    return found, out.num_kept
 
 
 def assert_same_sets(scores: torch.Tensor, *streams: torch.Tensor, **arguments) -> None:
@@ -156,3 +148,27 @@ def test_half_precision_logits_are_ranked_as_float32(dtype):
     case = {"temperature": 0.8, "top_k": 33}
     scores = processed(processors(**case), logits.float())
     assert_same_sets(scores, logits, **case)
+
+
+@pytest.mark.parametrize("penalty", [1.3, 0.7])
+def test_a_repetition_penalty_on_logits(penalty):
+    logits = distinct(10) - 2
+    seen = torch.randint(0, NUM_IDS, (NUM_ROWS, 40), generator=torch.Generator().manual_seed(1))
+    case = {"temperature": 1.3, "top_k": 30, "top_p": 0.95}
+    steps = [RepetitionPenaltyLogitsProcessor(penalty), *processors(**case)]
+    scores = processed(steps, logits, seen)
+    assert_same_sets(scores, logits, repetition_penalty=penalty, history=seen, **case)
+
+
+def test_a_repetition_penalty_on_guided_log_probabilities():
+    """In `generate` guidance comes first and leaves log-probabilities, which are all negative."""
+    cond, uncond = distinct(11) / 2, distinct(12) / 2
+    seen = torch.randint(0, NUM_IDS, (NUM_ROWS, 20), generator=torch.Generator().manual_seed(2))
+    guided = 2.0 * (cond.log_softmax(-1) - uncond.log_softmax(-1)) + uncond.log_softmax(-1)
+    case = {"temperature": 1.2, "top_k": 25}
+    steps = [RepetitionPenaltyLogitsProcessor(1.2), *processors(**case)]
+    scores = processed(steps, guided, seen)
+    assert_same_sets(
+        scores, cond, uncond, guidance_scale=2.0, repetition_penalty=1.2, history=seen,
+        penalty_space="logprobs", **case,
+    )  # fmt: skip
