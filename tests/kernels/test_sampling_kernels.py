@@ -43,7 +43,7 @@ def test_kernels_and_reference_import_without_the_native_extension():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(14_400 if is_long() else 300)
+@pytest.mark.timeout(14_400 if is_long() else 900)
 @pytest.mark.parametrize(
     ("path", "short", "long"),
     [
@@ -67,6 +67,7 @@ def test_interpreter_equals_the_reference_on_random_configurations(path, short, 
 
 @pytest.mark.aot
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_every_kernel_compiles_without_spills_or_inexact_instructions(capability, tmp_path):
     results = run_script("compile_sampling.py", str(capability), cache=tmp_path, interpret=False)
