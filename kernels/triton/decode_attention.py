@@ -103,16 +103,20 @@ def _add_blocks_kernel(
     head = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, PADDED_WIDTH)
     top = tl.load(top_ptr + head)
-    for block in range(1, num_blocks):
+    block = 1
+    while block < num_blocks:
         top = tl.maximum(top, tl.load(top_ptr + block * num_heads + head))
+        block += 1
     total = 0.0
     output = tl.zeros([PADDED_WIDTH], dtype=tl.float32)
-    for block in range(num_blocks):
+    block = 0
+    while block < num_blocks:
         at = block * num_heads + head
         factor = tl.exp(tl.load(top_ptr + at) - top)
         total += factor * tl.load(total_ptr + at)
         summed = tl.load(output_ptr + at * WIDTH + columns, mask=columns < WIDTH, other=0.0)
         output += factor * summed
+        block += 1
     result = (output / total).to(result_ptr.dtype.element_ty)
     tl.store(result_ptr + head * WIDTH + columns, result, mask=columns < WIDTH)
 

@@ -34,6 +34,21 @@ _EXTRAS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What is taken where nothing is asked for.
+
+    Attributes:
+        where: for which inputs.
+        backend: name of what is taken.
+        why: for what reason, and what happens otherwise.
+    """
+
+    where: str
+    backend: str
+    why: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Backend:
     """One way of doing a job.
 
@@ -56,6 +71,7 @@ def diagnose() -> dict[str, Any]:
         "machine": _machine(),
         "devices": _devices(torch),
         "sampling": [dataclasses.asdict(backend) for backend in sampling_backends(torch)],
+        "sampling_auto": [dataclasses.asdict(choice) for choice in sampling_choices(torch)],
         "attention": [dataclasses.asdict(backend) for backend in attention_backends(torch)],
         "extras": {extra: _missing(packages) for extra, packages in _EXTRAS.items()},
     }
@@ -85,6 +101,25 @@ def sampling_backends(torch: ModuleType | None) -> list[Backend]:
     faster = [backend.name for backend in (triton, rust) if backend.active]
     why = f"what {' and '.join(faster)} cannot take" if faster else "no faster backend runs here"
     return [triton, rust, Backend(name="torch", active=True, why=f"the reference; {why}")]
+
+
+def sampling_choices(torch: ModuleType | None) -> list[Choice]:
+    """What `backend="auto"` of `mmfast.sampling.sample` takes here, by where the logits are."""
+    by_name = {backend.name: backend for backend in sampling_backends(torch)}
+    if "rust" not in by_name:
+        return []
+    rust, triton = by_name["rust"], by_name["triton"]
+    on_cpu = Choice(
+        where="logits on the CPU",
+        backend="rust" if rust.active else "torch",
+        why="the native core takes every parameter" if rust.active else rust.why,
+    )
+    on_cuda = Choice(
+        where="logits on a CUDA device",
+        backend="triton" if triton.active else "torch",
+        why="the kernels take every parameter" if triton.active else triton.why,
+    )
+    return [on_cpu, on_cuda]
 
 
 def attention_backends(torch: ModuleType | None) -> list[Backend]:

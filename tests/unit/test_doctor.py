@@ -62,6 +62,20 @@ def test_on_cuda_triton_is_active_only_where_it_is_installed(
     assert ("not installed" in triton.why) == (not has_triton)
 
 
+def test_what_auto_takes_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmfast.kernels.triton_available", lambda: True)
+    has_cuda = [False]
+    machine = SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: has_cuda[0]))
+    without = diagnosis.sampling_choices(machine)
+    has_cuda[0] = True
+    with_cuda = diagnosis.sampling_choices(machine)
+    assert [choice.backend for choice in without] == ["rust", "torch"]
+    assert [choice.backend for choice in with_cuda] == ["rust", "triton"]
+    assert "no CUDA device" in without[1].why
+    assert diagnosis.sampling_choices(None) == []
+    assert all(choice.where in doctor().stdout for choice in without)
+
+
 def test_an_extra_that_lacks_a_package_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     real = diagnosis.version_of
     monkeypatch.setattr(

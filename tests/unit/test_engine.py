@@ -232,6 +232,13 @@ def test_contrastive_decoding_takes_the_last_stream_as_the_weak_one(llama):
         Engine(llama, num_rows=4).run([alone])
 
 
+def test_a_guidance_scale_of_one_is_the_conditional_stream_alone(llama):
+    guided = dataclasses.replace(image_request(7), guidance_weights=(1.0,))
+    alone = dataclasses.replace(guided, streams=guided.streams[:1], guidance_weights=())
+    engine = Engine(llama, num_rows=2)
+    assert engine.run([guided]) == engine.run([alone])
+
+
 def test_three_streams_mix_with_their_weights(llama):
     rng = np.random.default_rng(9)
     request = dataclasses.replace(
@@ -417,7 +424,7 @@ def test_prompts_with_one_beginning_are_run_once(llama):
 
 
 def test_few_prompts_are_kept(llama):
-    prompts = Engine(llama, num_rows=1).prompts(num_positions=100)
+    prompts = Engine(llama, num_rows=1).prompts(100)
     for start in range(8):
         assert len(prompts.pieces(range(start, start + 40))) == 1
     assert prompts.num_computed == 8 * 40

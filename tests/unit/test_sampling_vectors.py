@@ -1,5 +1,6 @@
 """The known answers of `docs/sampling_vectors.json`, from every backend that runs here."""
 
+import inspect
 import json
 import math
 import struct
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from mmfast.sampling import SamplingParams, sample_prepared
+from mmfast.sampling.orders import RULES
 
 FILE = Path(__file__).parents[2] / "docs" / "sampling_vectors.json"
 CASES = json.loads(FILE.read_text())["cases"]
@@ -23,25 +25,37 @@ def logits(bits: list[str]) -> torch.Tensor:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 def test_a_known_answer_is_given(case, backend):
     first, *others = map(logits, case["conditions"])
+    allowed = tuple(case["allowed"]) if case["allowed"] else None
+    if case["allowed_bits"]:
+        allowed = torch.tensor(case["allowed_bits"], dtype=torch.int32)
     drawn = sample_prepared(
         first,
         logits(case["unconditional"]) if case["unconditional"] else None,
         params=SamplingParams.prepare(1, **case["parameters"]),
         seeds=torch.tensor([case["seed"]]),
         steps=torch.tensor([case["step"]]),
+        positions=torch.tensor([case["position"]]),
+        num_draws=len(case["tokens"]),
         streams=others,
-        allowed=tuple(case["allowed"]) if case["allowed"] else None,
+        allowed=allowed,
+        history=None if case["history"] is None else torch.tensor([case["history"]]),
+        exempt=[tuple(ids) for ids in case["exempt"] or ()],
         backend=backend,
     )
-    assert drawn.tokens.item() == case["token"]
+    assert drawn.tokens[0].tolist() == case["tokens"]
     assert drawn.num_kept.item() == case["num_kept"]
     assert drawn.status.item() == case["status"]
-    logprob = -math.inf
-    if not case["status"] & 4:
-        logprob = torch.tensor(case["log2_probability"] * math.log(2) / 2**26).float().item()
-    assert drawn.logprobs.item() == logprob
+    logprobs = torch.tensor(case["log2_probabilities"], dtype=torch.float64) * math.log(2) / 2**26
+    if case["status"] & 4:
+        logprobs = torch.full_like(logprobs, -math.inf)
+    assert torch.equal(drawn.logprobs[0], logprobs.float())
 
 
-def test_the_answers_cover_every_status_and_both_orders():
+def test_the_answers_cover_every_status_order_and_parameter():
     assert {bit for case in CASES for bit in (1, 2, 4) if case["status"] & bit} == {1, 2, 4}
-    assert any(case["parameters"].get("order") == "vllm" for case in CASES)
+    given = {name for case in CASES for name in case["parameters"]}
+    known = set(inspect.signature(SamplingParams.prepare).parameters)
+    # in log-probability space answers may differ between devices
+    assert known - given == {"num_rows", "device", "penalty_space"}
+    assert {case["parameters"].get("order") for case in CASES} == {None, *RULES}
+    assert all(any(case[key] for case in CASES) for key in ("allowed_bits", "history", "exempt"))

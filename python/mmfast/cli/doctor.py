@@ -73,6 +73,10 @@ def _print_facts(facts: dict[str, Any], console: "Console") -> None:
             ],
         )
     section(
+        'sample(backend="auto") takes',
+        [(choice["where"], choice["backend"], choice["why"]) for choice in facts["sampling_auto"]],
+    )
+    section(
         "extras",
         [
             (

@@ -12,6 +12,7 @@ from mmfast.config import load_config
 from mmfast.models.decoder import PRESET_PACKAGE as MODEL_PRESETS
 from mmfast.models.decoder import DecoderConfig
 from mmfast.objectives import Cm3, NextToken
+from mmfast.train.tokenizer_block import TokenizerBlock
 
 TRAIN_PRESETS = "mmfast.train.presets"
 LOGGERS = ("tensorboard", "wandb", "trackio")
@@ -329,6 +330,7 @@ class TrainConfig:
         seed: of the initial weights, the order of documents and the objective's draws.
         model: shape of the decoder.
         data: what to train on.
+        tokenizer: NeMo's block; the data is checked against it.
         objective: how documents become inputs and labels.
         loss: which labels count, and how much.
         train: length, steps, logging, checkpoints.
@@ -342,6 +344,7 @@ class TrainConfig:
     seed: int = 0
     model: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    tokenizer: TokenizerBlock = dataclasses.field(default_factory=TokenizerBlock)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     train: LoopConfig = dataclasses.field(default_factory=LoopConfig)

@@ -17,6 +17,7 @@ from mmfast.train.config import (
     TrainConfig,
     ValidationTask,
 )
+from mmfast.train.tokenizer_block import TokenizerBlock, check_tokenizer
 from mmfast.vocab import Vocabulary
 
 RECIPE_FILE = "recipe.json"
@@ -78,7 +79,7 @@ def require_image_tokenizer(dataset: DatasetFolder) -> None:
         )
 
 
-def open_folder(data: DataConfig) -> DatasetFolder:
+def open_folder(data: DataConfig, tokenizer: TokenizerBlock | None = None) -> DatasetFolder:
     """The first source's folder, after checking that every other dataset of the run agrees with it.
 
     Raises:
@@ -99,6 +100,8 @@ def open_folder(data: DataConfig) -> DatasetFolder:
                 f"the {RECIPE_FILE} of {here} differs from that of {there}; datasets of one run must "
                 "come from the same recipe, layout, grid and image tokenizer"
             )
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, first.vocabulary, dataset=first.path)
     return first
 
 

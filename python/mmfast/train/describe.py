@@ -21,7 +21,7 @@ SHOWN_IDS = 6
 
 def describe_run(config: TrainConfig) -> str:
     """What a run would do; reads the data's first batch and writes nothing."""
-    dataset = datasets.open_folder(config.data)
+    dataset = datasets.open_folder(config.data, config.tokenizer)
     num_parameters = parameter_count(build_decoder(config.model, dataset.vocabulary))
     batch = datasets.next_batch(iter(datasets.open_loader(config, dataset.vocabulary)))
     if batch is None:

@@ -94,7 +94,7 @@ class _Run:
             # Not called otherwise, with False: torch loads its compiler for this, two seconds.
             torch.use_deterministic_algorithms(mode=True)
         with together():
-            self.dataset = datasets.open_folder(config.data)
+            self.dataset = datasets.open_folder(config.data, config.tokenizer)
             self.validations = datasets.validations(config.data)
             vocabulary = self.dataset.vocabulary
             path = resume_path(self.checkpoints, resume)

@@ -1,19 +1,21 @@
-//! A batch of rows, shared out over threads, on the widest instructions that the processor has.
+//! A batch of rows, shared out over threads.
 //!
-//! Neither changes a result. Threads are started for the call and end with it, so a fork finds none.
+//! Their number changes no result. Threads are started for the call and end with it, so a fork finds none.
 
 use std::sync::{Mutex, PoisonError};
 
+use super::load::RowInputs;
 use super::logits::Format;
 use super::mix::Streams;
-use super::row::{RowDraw, RowParameters, Scratch};
+use super::parallel::for_each;
+use super::penalty::Penalty;
+use super::row::{Draw, Row, RowParameters, Scratch, draw_row};
+use super::support::{Bits, Support};
 use super::weight::MAX_IDS;
-use super::widest::draw_widest;
 use crate::error::{Error, Result};
-use crate::random::philox4x32;
 
 /// Ids below which a thread is not worth its start.
-const IDS_PER_THREAD: usize = 1 << 16;
+const IDS_PER_THREAD: usize = 1 << 15;
 /// Scratch memories that are kept between calls.
 const MAX_SPARE: usize = 64;
 
@@ -24,6 +26,8 @@ pub struct Parameters<'a> {
     pub guidance: &'a [f32],
     /// log2(e) / temperature.
     pub bits_per_logit: &'a [f32],
+    /// The same of the filters' temperature.
+    pub filter_bits_per_logit: &'a [f32],
     /// Rows that take the largest logit.
     pub greedy: &'a [bool],
     /// 0 is off.
@@ -32,160 +36,295 @@ pub struct Parameters<'a> {
     pub top_p: &'a [i64],
     /// floor(p 2^31); 0 is off.
     pub min_p: &'a [i64],
+    /// 0 is off.
+    pub contrastive_k: &'a [i64],
+    /// ln(alpha).
+    pub contrastive_log_alpha: &'a [f32],
+    /// Above 0.
+    pub repetition_penalty: &'a [f32],
+    /// Bits `RULE_*`.
+    pub rules: &'a [i64],
     /// 64-bit seeds.
     pub seeds: &'a [i64],
-    /// Index of the draw in its request.
+    /// Index of the step in its request.
     pub steps: &'a [i64],
-    /// Whether top-k keeps all ids that equal the k-th.
-    pub keep_ties: bool,
-    /// Whether min-p comes before top-k and top-p.
-    pub min_p_first: bool,
+    /// Number of the first draw; all 0 if there are none.
+    pub positions: Option<&'a [i64]>,
+    /// Added to a row's logits before its penalty; all 0 if there are none.
+    pub offsets: Option<&'a [f32]>,
 }
 
-/// Draws one id a row.
+/// Rows of bits, one for each row or one for all.
+#[derive(Debug, Clone, Copy)]
+pub struct Bitmaps<'a> {
+    /// Bit i % 32 of word i / 32 is id i.
+    pub rows: &'a [&'a [u32]],
+    /// The id that the logits begin with.
+    pub first_id: usize,
+}
+
+/// Which ids exist.
+#[derive(Debug, Clone, Copy)]
+pub enum Masks<'a> {
+    /// All.
+    All,
+    /// Half-open ranges, low and high of row after row: 2 B entries.
+    Ranges(&'a [i64]),
+    /// Masks as long as the rows, one for each row or one for all.
+    Marked(&'a [&'a [bool]]),
+    /// The same in bits.
+    Bits(Bitmaps<'a>),
+}
+
+/// Logits of B rows and S conditional streams.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a, B> {
+    /// Rows of each conditional stream, stream after stream: S B rows of one length.
+    pub conditions: &'a [&'a [B]],
+    /// Rows of the unconditional stream.
+    pub base: Option<&'a [&'a [B]]>,
+    /// Which ids exist.
+    pub masks: Masks<'a>,
+    /// Ids that a penalty applies to; without them there is none.
+    pub history: Option<Bitmaps<'a>>,
+}
+
+/// What was drawn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drawn {
+    /// Row after row, as many draws of each as were asked for.
+    pub draws: Vec<Draw>,
+    /// One for each row.
+    pub rows: Vec<Row>,
+}
+
+/// Draws `num_draws` ids a row.
 ///
-/// `conditions` has the rows of each conditional stream, stream after stream (S B of them), `base` those
-/// of the unconditional stream, all of one length; `masks` has one mask for each row, or one for all, of
-/// that length. `num_threads` is at least 1.
-///
-/// [`Error::InvalidArgument`] if lengths or counts contradict each other, or for more than 2^19 - 1 ids.
+/// [`Error::InvalidArgument`] if lengths or counts contradict each other, for rows without ids or with more
+/// than 2^19 - 1, and for ranges that are empty or leave the row.
 pub fn draw<F: Format>(
-    conditions: &[&[F::Bits]],
-    base: Option<&[&[F::Bits]]>,
-    masks: Option<&[&[bool]]>,
+    inputs: &Inputs<'_, F::Bits>,
     parameters: &Parameters<'_>,
+    num_draws: usize,
     num_threads: usize,
-) -> Result<Vec<RowDraw>> {
-    let batch = Batch::<F> {
-        conditions,
-        base,
-        masks,
-        parameters,
-    };
+) -> Result<Drawn> {
+    let batch = Batch::<F> { inputs, parameters };
     let num_ids = batch.check()?;
-    let mut drawn = vec![RowDraw::default(); parameters.greedy.len()];
-    let num_threads = num_threads
-        .min(drawn.len())
-        .min((drawn.len() * num_ids).div_ceil(IDS_PER_THREAD))
-        .max(1);
-    let rows_per_thread = drawn.len().div_ceil(num_threads).max(1);
-    std::thread::scope(|scope| {
-        let mut parts = drawn.chunks_mut(rows_per_thread).enumerate();
-        let own = parts.next();
-        for (number, part) in parts {
-            let batch = &batch;
-            scope.spawn(move || batch.draw_rows(number * rows_per_thread, part));
-        }
-        if let Some((_, part)) = own {
-            batch.draw_rows(0, part);
-        }
-    });
+    let num_rows = parameters.greedy.len();
+    let mut drawn = Drawn {
+        draws: vec![Draw::default(); num_rows * num_draws],
+        rows: vec![Row::default(); num_rows],
+    };
+    if num_rows == 0 || num_draws == 0 {
+        return Ok(drawn);
+    }
+    let num_threads = num_threads.clamp(1, (num_rows * num_ids).div_ceil(IDS_PER_THREAD).max(1));
+    let draws = drawn.draws.chunks_mut(num_draws);
+    let mut jobs: Vec<_> = drawn.rows.iter_mut().zip(draws).enumerate().collect();
+    // As many rows a thread as fit evenly, then the rest, each with its share of the threads.
+    let rest = jobs.split_off(num_rows / num_threads * num_threads);
+    for (jobs, rows_per_thread) in [(jobs, num_rows / num_threads), (rest, 1)] {
+        let threads_per_row = if rows_per_thread == 1 && jobs.len() < num_threads {
+            num_threads / jobs.len().max(1)
+        } else {
+            1
+        };
+        let mut jobs = jobs;
+        for_each(jobs.chunks_mut(rows_per_thread.max(1)), |jobs| {
+            let mut scratch = spare_scratch();
+            for (number, (row, draws)) in jobs {
+                if let Some((inputs, parameters, low)) = batch.row(*number) {
+                    **row = draw_row(&inputs, &parameters, threads_per_row, &mut scratch, draws);
+                    draws.iter_mut().for_each(|draw| draw.token += low);
+                }
+            }
+            put_back(scratch);
+        });
+    }
     Ok(drawn)
 }
 
 struct Batch<'a, F: Format> {
-    conditions: &'a [&'a [F::Bits]],
-    base: Option<&'a [&'a [F::Bits]]>,
-    masks: Option<&'a [&'a [bool]]>,
+    inputs: &'a Inputs<'a, F::Bits>,
     parameters: &'a Parameters<'a>,
 }
 
-impl<F: Format> Batch<'_, F> {
+impl<'a, F: Format> Batch<'a, F> {
     /// The number of ids a row, once everything is known to fit.
     fn check(&self) -> Result<usize> {
-        let Parameters {
-            guidance,
-            bits_per_logit,
-            greedy,
-            top_k,
-            top_p,
-            min_p,
-            seeds,
-            steps,
-            ..
-        } = self.parameters;
-        let num_rows = greedy.len();
-        let per_row = [
-            top_k.len(),
-            top_p.len(),
-            min_p.len(),
-            seeds.len(),
-            steps.len(),
+        let (parameters, inputs) = (self.parameters, self.inputs);
+        let num_rows = parameters.greedy.len();
+        let integers = [
+            parameters.top_k,
+            parameters.top_p,
+            parameters.min_p,
+            parameters.contrastive_k,
+            parameters.rules,
+            parameters.seeds,
+            parameters.steps,
+            parameters.positions.unwrap_or(parameters.steps),
         ];
-        let is_consistent = per_row.iter().all(|len| *len == num_rows)
-            && bits_per_logit.len() == num_rows
-            && guidance.len() == self.conditions.len()
-            && (num_rows == 0 || guidance.len() % num_rows == 0)
-            && self.base.is_none_or(|base| base.len() == num_rows)
-            && self
-                .masks
-                .is_none_or(|masks| masks.len() == num_rows || masks.len() == 1);
-        if !is_consistent || (num_rows > 0 && self.conditions.is_empty()) {
+        let floats = [
+            parameters.bits_per_logit,
+            parameters.filter_bits_per_logit,
+            parameters.contrastive_log_alpha,
+            parameters.repetition_penalty,
+            parameters.offsets.unwrap_or(parameters.bits_per_logit),
+        ];
+        let is_per_row = |len: usize| len == num_rows;
+        let fits_rows = |len: usize| len == num_rows || len == 1;
+        let masks_fit_rows = match inputs.masks {
+            Masks::All => true,
+            Masks::Ranges(ranges) => ranges.len() == 2 * num_rows,
+            Masks::Marked(masks) => fits_rows(masks.len()),
+            Masks::Bits(bits) => fits_rows(bits.rows.len()),
+        };
+        let is_consistent = integers.iter().all(|values| is_per_row(values.len()))
+            && floats.iter().all(|values| is_per_row(values.len()))
+            && parameters.guidance.len() == inputs.conditions.len()
+            && (num_rows == 0 || parameters.guidance.len() % num_rows == 0)
+            && inputs.base.is_none_or(|base| is_per_row(base.len()))
+            && inputs
+                .history
+                .is_none_or(|history| fits_rows(history.rows.len()))
+            && masks_fit_rows;
+        if !is_consistent || (num_rows > 0 && inputs.conditions.is_empty()) {
             return Err(Error::argument(format!(
-                "{num_rows} rows need as many entries of every parameter, found {per_row:?} and \
-                 {} weights for {} streams' rows",
-                guidance.len(),
-                self.conditions.len()
+                "{num_rows} rows need as many entries of every parameter, found {:?} and {} weights for {} \
+                 streams' rows",
+                integers.map(<[i64]>::len),
+                parameters.guidance.len(),
+                inputs.conditions.len()
             )));
         }
-        let num_ids = self.conditions.first().map_or(0, |row| row.len());
-        let mut lengths = self
+        if inputs.base.is_none() && parameters.contrastive_k.iter().any(|k| *k > 0) {
+            return Err(Error::argument("a contrast needs the unconditional rows"));
+        }
+        let num_ids = inputs.conditions.first().map_or(0, |row| row.len());
+        let mut lengths = inputs
             .conditions
             .iter()
-            .chain(self.base.into_iter().flatten());
-        let masks_fit = self
-            .masks
-            .is_none_or(|masks| masks.iter().all(|mask| mask.len() == num_ids));
+            .chain(inputs.base.into_iter().flatten());
+        let masks_fit = match inputs.masks {
+            Masks::Marked(masks) => masks.iter().all(|mask| mask.len() == num_ids),
+            Masks::All | Masks::Ranges(_) | Masks::Bits(_) => true,
+        };
         if !lengths.all(|row| row.len() == num_ids) || !masks_fit {
             return Err(Error::argument("rows of logits or masks differ in length"));
         }
-        if num_ids > MAX_IDS {
+        if num_ids > MAX_IDS || (num_ids == 0 && num_rows > 0) {
             return Err(Error::argument(format!(
-                "{num_ids} ids are allowed, more than {MAX_IDS}: give the range that this step may emit"
+                "{num_ids} ids are allowed, none or more than {MAX_IDS}: give the range that this step may emit"
+            )));
+        }
+        if !(0..num_rows).all(|row| self.range(row).is_some()) {
+            return Err(Error::argument(format!(
+                "a range of ids is empty or outside 0..{num_ids}"
             )));
         }
         Ok(num_ids)
     }
 
-    fn draw_rows(&self, first_row: usize, drawn: &mut [RowDraw]) {
-        let mut scratch = spare_scratch();
-        for (row, drawn) in (first_row..).zip(drawn) {
-            let (Some(parameters), streams) = (self.row_parameters(row), self.streams(row)) else {
-                continue;
-            };
-            let mask = self
-                .masks
-                .and_then(|masks| masks.get(row).or(masks.first()))
-                .copied();
-            *drawn = draw_widest(&streams, mask, parameters, &mut scratch);
-        }
-        put_back(scratch);
+    /// Ids of a row that exist, as columns; `None` if there are none.
+    fn range(&self, row: usize) -> Option<(usize, usize)> {
+        let num_ids = self.inputs.conditions.first()?.len();
+        let Masks::Ranges(ranges) = self.inputs.masks else {
+            return Some((0, num_ids));
+        };
+        let low = usize::try_from(*ranges.get(2 * row)?).ok()?;
+        let high = usize::try_from(*ranges.get(2 * row + 1)?).ok()?;
+        (low < high && high <= num_ids).then_some((low, high))
     }
 
-    fn streams(&self, row: usize) -> Streams<'_, F> {
+    /// What one row is drawn from, its parameters, and the column that its first id has.
+    fn row(&self, row: usize) -> Option<(RowInputs<'a, F>, RowParameters, u32)> {
+        let (low, high) = self.range(row)?;
+        let parameters = self.row_parameters(row)?;
+        let masks = self.inputs.masks;
+        let support = match masks {
+            Masks::All | Masks::Ranges(_) => Support::All,
+            Masks::Marked(masks) => Support::Mask(of_row(masks, row)?),
+            Masks::Bits(bitmaps) => Support::Bits(bits_of(bitmaps, row, low)?),
+        };
+        let penalty = match self.inputs.history {
+            None => None,
+            Some(history) => Some(Penalty {
+                seen: bits_of(history, row, low)?,
+                factor: *self.parameters.repetition_penalty.get(row)?,
+                offset: match self.parameters.offsets {
+                    Some(offsets) => *offsets.get(row)?,
+                    None => 0.0,
+                },
+            }),
+        };
+        let inputs = RowInputs {
+            streams: self.streams(row, (low, high), parameters.contrastive_k > 0)?,
+            support,
+            penalty: penalty.filter(|penalty| (penalty.factor, penalty.offset) != (1.0, 0.0)),
+        };
+        Some((inputs, parameters, u32::try_from(low).ok()?))
+    }
+
+    fn streams(
+        &self,
+        row: usize,
+        (low, high): (usize, usize),
+        is_contrast: bool,
+    ) -> Option<Streams<'a, F>> {
         let num_rows = self.parameters.greedy.len();
-        let rows = self.conditions.iter().zip(self.parameters.guidance);
-        let conditions = rows.skip(row).step_by(num_rows.max(1));
-        let base = self.base.and_then(|base| base.get(row)).copied();
-        Streams::new(conditions.map(|(stream, weight)| (*weight, *stream)), base)
+        let base = match self.inputs.base {
+            Some(base) => Some(base.get(row)?.get(low..high)?),
+            None => None,
+        };
+        let conditions = self.inputs.conditions;
+        if let (true, Some(amateur)) = (is_contrast, base) {
+            let expert = conditions.get(row)?.get(low..high)?;
+            return Some(Streams::contrast(expert, amateur));
+        }
+        let rows = conditions.iter().zip(self.parameters.guidance);
+        let rows = rows.skip(row).step_by(num_rows.max(1));
+        let weighted =
+            rows.map(|(stream, weight)| (*weight, stream.get(low..high).unwrap_or_default()));
+        Some(Streams::new(weighted, base))
     }
 
     fn row_parameters(&self, row: usize) -> Option<RowParameters> {
         let parameters = self.parameters;
-        let [seed_low, seed_high] = words(*parameters.seeds.get(row)?);
-        let [step_low, step_high] = words(*parameters.steps.get(row)?);
-        let [low, high, ..] = philox4x32([0, step_low, step_high, 0], [seed_low, seed_high]);
+        let position = match parameters.positions {
+            Some(positions) => words(*positions.get(row)?)[0],
+            None => 0,
+        };
         Some(RowParameters {
             bits_per_logit: *parameters.bits_per_logit.get(row)?,
+            filter_bits_per_logit: *parameters.filter_bits_per_logit.get(row)?,
             greedy: *parameters.greedy.get(row)?,
-            top_k: usize::try_from(*parameters.top_k.get(row)?).unwrap_or(0),
+            top_k: count(*parameters.top_k.get(row)?),
             top_p: parameters.top_p.get(row)?.unsigned_abs(),
             min_p: parameters.min_p.get(row)?.unsigned_abs(),
-            keep_ties: parameters.keep_ties,
-            min_p_first: parameters.min_p_first,
-            random: u64::from(high) << 32 | u64::from(low),
+            contrastive_k: count(*parameters.contrastive_k.get(row)?),
+            contrastive_log_alpha: *parameters.contrastive_log_alpha.get(row)?,
+            rules: *parameters.rules.get(row)?,
+            seed: words(*parameters.seeds.get(row)?),
+            step: words(*parameters.steps.get(row)?),
+            position,
         })
     }
+}
+
+/// A row's own entry, or the one for all.
+fn of_row<T: Copy>(rows: &[T], row: usize) -> Option<T> {
+    rows.get(row).or(rows.first()).copied()
+}
+
+fn bits_of(bitmaps: Bitmaps<'_>, row: usize, low: usize) -> Option<Bits<'_>> {
+    Some(Bits::new(
+        of_row(bitmaps.rows, row)?,
+        bitmaps.first_id + low,
+    ))
+}
+
+fn count(value: i64) -> usize {
+    usize::try_from(value).unwrap_or(0)
 }
 
 #[expect(

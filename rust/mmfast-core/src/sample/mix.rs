@@ -1,4 +1,5 @@
-//! Mixing a row's streams into keys: u + sum of w (c - u), each operation rounded on its own.
+//! Mixing a row's streams into keys: u + sum of w (c - u), each operation rounded on its own, or the contrast
+//! c - u.
 //!
 //! A stream of weight 0 is not looked at; one of weight exactly 1, alone, is taken as it is. An id that
 //! is NaN or -inf in a stream that is looked at does not exist.
@@ -18,6 +19,11 @@ enum Mixing<'a, F: Format> {
     Sum {
         base: &'a [F::Bits],
         weighted: Vec<(f32, &'a [F::Bits])>,
+    },
+    /// What one stream has over another.
+    Contrast {
+        expert: &'a [F::Bits],
+        amateur: &'a [F::Bits],
     },
 }
 
@@ -42,6 +48,26 @@ impl<'a, F: Format> Streams<'a, F> {
         Self {
             num_ids: base.len(),
             mixing,
+        }
+    }
+
+    /// The contrast of two streams of one length.
+    pub(super) fn contrast(expert: &'a [F::Bits], amateur: &'a [F::Bits]) -> Self {
+        Self {
+            num_ids: expert.len(),
+            mixing: Mixing::Contrast { expert, amateur },
+        }
+    }
+
+    /// Keys of the contrast's first stream, for the ids that have a key already.
+    #[inline(always)]
+    pub(super) fn expert(&self, start: usize, keys: &[u32], experts: &mut [u32]) {
+        if let Mixing::Contrast { expert, .. } = &self.mixing {
+            let present = keys.iter().zip(part(expert, start));
+            for (found, (key, bits)) in experts.iter_mut().zip(present) {
+                let expert = key_of(flush(F::widen(*bits)));
+                *found = if *key == ABSENT { ABSENT } else { expert };
+            }
         }
     }
 
@@ -70,6 +96,14 @@ impl<'a, F: Format> Streams<'a, F> {
                         }
                     }
                     _ => mix_many::<F>(base, weighted, start, keys),
+                }
+            }
+            Mixing::Contrast { expert, amateur } => {
+                let streams = part(expert, start).iter().zip(part(amateur, start));
+                for (key, (c, u)) in keys.iter_mut().zip(streams) {
+                    let (c, u) = (flush(F::widen(*c)), flush(F::widen(*u)));
+                    let both = c > f32::NEG_INFINITY && u > f32::NEG_INFINITY;
+                    *key = if both { key_of(flush(c - u)) } else { ABSENT };
                 }
             }
         }
@@ -113,22 +147,4 @@ fn added<F: Format>(sum: f32, u: f32, weight: f32, c: F::Bits) -> f32 {
 
 fn part<T>(stream: &[T], start: usize) -> &[T] {
     stream.get(start..).unwrap_or_default()
-}
-
-/// Takes ids out that the mask does not allow; returns whether an allowed id was absent already.
-#[inline(always)]
-pub(super) fn restrict(keys: &mut [u32], mask: Option<&[bool]>) -> bool {
-    match mask {
-        None => keys
-            .iter()
-            .fold(false, |excluded, key| excluded | (*key == ABSENT)),
-        Some(mask) => keys
-            .iter_mut()
-            .zip(mask)
-            .fold(false, |excluded, (key, allowed)| {
-                let is_excluded = *allowed & (*key == ABSENT);
-                *key = if *allowed { *key } else { ABSENT };
-                excluded | is_excluded
-            }),
-    }
 }

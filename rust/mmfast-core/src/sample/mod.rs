@@ -1,5 +1,5 @@
-//! Sampling one id a row from logits on the CPU: mixing of streams, temperature, top-k, top-p, min-p and
-//! the draw, with the same result, bit for bit, as every other backend (`mmfast.sampling.reference` is
+//! Sampling from logits on the CPU: mixing of streams, contrast, penalty, temperature, top-k, top-p, min-p and
+//! the draws, with the same result, bit for bit, as every other backend (`mmfast.sampling.reference` is
 //! the definition).
 //!
 //! A row's mixed logits become 32-bit keys in the order of the logits, so that ranking, thresholds and
@@ -22,13 +22,22 @@
 )]
 
 mod batch;
+mod load;
 mod logits;
+mod masses;
 mod mix;
+mod parallel;
+mod part;
+mod penalty;
 mod row;
 mod select;
+mod support;
 mod weight;
 mod widest;
 
-pub use batch::{Parameters, draw};
+pub use batch::{Bitmaps, Drawn, Inputs, Masks, Parameters, draw};
 pub use logits::{Bf16, F16, F32, Format};
-pub use row::{RowDraw, STATUS_EMPTY, STATUS_EXCLUDED, STATUS_INFINITE};
+pub use row::{
+    Draw, RULE_EXCLUSIVE, RULE_FULL_MASS, RULE_KEEP_TIES, RULE_MIN_P_FIRST, Row, STATUS_EMPTY,
+    STATUS_EXCLUDED, STATUS_INFINITE,
+};

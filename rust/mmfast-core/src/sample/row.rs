@@ -1,9 +1,17 @@
-//! One row: from streams to a token.
+//! One row: from streams to tokens.
+//!
+//! A row is loaded, collected from and weighed in parts, each on a thread of its own where there are several;
+//! what is decided between is little. No result depends on the number of parts.
 
-use super::logits::{ABSENT, Format, INFINITE, logit_of};
-use super::mix::{Streams, restrict};
-use super::select::{Groups, Ranked, collect, kth_largest, kth_ranked, last_of_nucleus, raise};
+use super::load::RowInputs;
+use super::logits::{ABSENT, Format, INFINITE, flush, key_of, logit_of};
+use super::masses::{TILE, accumulate, locate};
+use super::parallel::{Crew, with_crew};
+use super::part::{Job, Part};
+use super::select::{Buckets, Entry, Groups, Ranked, raise};
 use super::weight::{PROBABILITY_BITS, Scale, WEIGHT_BITS, log2_share, nucleus_mass, scaled};
+use super::widest::{kth_highest, last_of_nucleus, weigh};
+use crate::random::philox4x32;
 
 /// NaN or -inf excluded at least one allowed id.
 pub const STATUS_EXCLUDED: u8 = 1;
@@ -12,15 +20,25 @@ pub const STATUS_INFINITE: u8 = 2;
 /// No id was left: the token is the lowest allowed id and means nothing.
 pub const STATUS_EMPTY: u8 = 4;
 
+/// Top-k keeps all ids that equal the k-th.
+pub const RULE_KEEP_TIES: i64 = 1;
+/// Top-p keeps ids while the mass before them is at most its share.
+pub const RULE_EXCLUSIVE: i64 = 2;
+/// Top-p's share is of the mass before top-k.
+pub const RULE_FULL_MASS: i64 = 4;
+/// Min-p comes before top-k and top-p.
+pub const RULE_MIN_P_FIRST: i64 = 8;
+
 /// Probability that switches top-p off.
 const CERTAIN: u64 = 1 << PROBABILITY_BITS;
-/// Ids mixed, or drawn from, at once where nothing else sets the number.
-const TILE: usize = 1024;
 
 /// Parameters of a row.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RowParameters {
+    /// Of the draw.
     pub(super) bits_per_logit: f32,
+    /// Of the filters.
+    pub(super) filter_bits_per_logit: f32,
     pub(super) greedy: bool,
     /// 0 is off.
     pub(super) top_k: usize,
@@ -28,267 +46,360 @@ pub(super) struct RowParameters {
     pub(super) top_p: u64,
     /// floor(p 2^31).
     pub(super) min_p: u64,
-    /// Whether top-k keeps all ids that equal the k-th.
-    pub(super) keep_ties: bool,
-    /// Whether min-p comes before top-k and top-p.
-    pub(super) min_p_first: bool,
-    /// A uniform number.
-    pub(super) random: u64,
+    /// 0 is off.
+    pub(super) contrastive_k: usize,
+    /// ln(alpha).
+    pub(super) contrastive_log_alpha: f32,
+    /// Bits `RULE_*`.
+    pub(super) rules: i64,
+    /// Key of the random numbers.
+    pub(super) seed: [u32; 2],
+    /// Low and high word of the step.
+    pub(super) step: [u32; 2],
+    /// Number of the row's first draw.
+    pub(super) position: u32,
+}
+
+impl RowParameters {
+    fn has(&self, rule: i64) -> bool {
+        self.rules & rule != 0
+    }
+}
+
+/// What was found out about a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Row {
+    /// Ids that were left to draw from.
+    pub num_kept: u32,
+    /// Bits `STATUS_*`.
+    pub status: u8,
 }
 
 /// What was drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct RowDraw {
+pub struct Draw {
     /// Id, counted from the row's first.
     pub token: u32,
-    /// Ids that were left to draw from.
-    pub num_kept: u32,
     /// log2 of the token's probability with 26 fractional bits.
     pub log2_probability: i64,
-    /// Bits `STATUS_*`.
-    pub status: u8,
 }
 
 /// Memory that is used again from row to row.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
-    keys: Vec<u32>,
-    maxima: Vec<u32>,
-    candidates: Vec<Ranked>,
-    ranked: Vec<Ranked>,
-    weighted: Vec<(Ranked, u64)>,
+    parts: Vec<Part>,
+    cuts: Cuts,
 }
 
-/// Draws from one row. Inlined into one function per instruction set.
-#[inline(always)]
+/// Memory of what is decided between the jobs.
+#[derive(Debug, Default)]
+struct Cuts {
+    candidates: Vec<Ranked>,
+    masses: Vec<u64>,
+    buckets: Buckets,
+    edge: Vec<Ranked>,
+    edge_keys: Vec<u32>,
+}
+
+/// Fills `drawn` with independent draws from one row, whose ids are shared out over `num_threads`.
 pub(super) fn draw_row<F: Format>(
-    streams: &Streams<'_, F>,
-    mask: Option<&[bool]>,
-    parameters: RowParameters,
+    inputs: &RowInputs<'_, F>,
+    parameters: &RowParameters,
+    num_threads: usize,
     scratch: &mut Scratch,
-) -> RowDraw {
-    let num_ids = streams.num_ids();
+    drawn: &mut [Draw],
+) -> Row {
+    let num_ids = inputs.streams.num_ids();
+    let num_tiles = num_ids.div_ceil(TILE);
+    let len = num_tiles.div_ceil(num_threads.max(1)).max(1) * TILE;
+    let mut parts = std::mem::take(&mut scratch.parts);
+    parts.resize_with(num_ids.div_ceil(len).max(1), Part::default);
+    for (number, part) in parts.iter_mut().enumerate() {
+        let first = number * len;
+        part.begin(first, len.min(num_ids.saturating_sub(first)));
+    }
+    let cuts = &mut scratch.cuts;
+    let work = |part: &mut Part, job: Job| part.work(inputs, job);
+    let (row, parts) = with_crew(parts, &work, |crew| {
+        lead_row(inputs, parameters, crew, cuts, drawn)
+    });
+    scratch.parts = parts;
+    row
+}
+
+fn lead_row<F: Format>(
+    inputs: &RowInputs<'_, F>,
+    parameters: &RowParameters,
+    crew: &mut Crew<'_, Part, Job>,
+    cuts: &mut Cuts,
+    drawn: &mut [Draw],
+) -> Row {
+    let num_ids = inputs.streams.num_ids();
     let top_k = if parameters.top_k < num_ids {
         parameters.top_k
     } else {
         0
     };
-    let groups = match top_k {
-        0 => None,
-        k => Groups::new(num_ids, k),
-    };
-    let tile = groups.map_or(TILE, |groups| groups.num_groups);
-    scratch.maxima.clear();
-    scratch
-        .maxima
-        .resize(groups.map_or(0, |groups| groups.num_groups), 0);
-    scratch.keys.resize(num_ids, ABSENT);
-    let mut largest = ABSENT;
-    let mut status = 0;
-    for (number, keys) in scratch.keys.chunks_mut(tile).enumerate() {
-        let start = number * tile;
-        streams.mix(start, keys);
-        let mask = mask.map(|mask| mask.get(start..).unwrap_or_default());
-        if restrict(keys, mask) {
-            status = STATUS_EXCLUDED;
-        }
-        largest = keys.iter().fold(largest, |largest, key| largest.max(*key));
-        raise(&mut scratch.maxima, keys);
-    }
-
-    if largest == ABSENT {
-        let lowest = mask.map_or(0, |mask| {
-            mask.iter().position(|allowed| *allowed).unwrap_or(0)
+    let groups = Groups::new(num_ids, top_k);
+    if parameters.contrastive_k > 0 {
+        let (threshold, likeliest) = cuts.contrast(parameters, num_ids, crew);
+        crew.run(Job::CutExperts {
+            threshold,
+            likeliest,
+            groups,
         });
-        return RowDraw {
-            token: narrow(lowest),
-            status: status | STATUS_EMPTY,
-            ..RowDraw::default()
-        };
-    }
-    if parameters.greedy || largest == INFINITE {
-        if largest == INFINITE {
-            status |= STATUS_INFINITE;
-        }
-        let token = scratch
-            .keys
-            .iter()
-            .position(|key| *key == largest)
-            .unwrap_or(0);
-        return RowDraw {
-            token: narrow(token),
-            num_kept: 1,
-            log2_probability: 0,
-            status,
-        };
-    }
-    let scale = Scale {
-        top: logit_of(largest),
-        bits_per_logit: parameters.bits_per_logit,
-    };
-    let filter = Filter::new(parameters, scale, largest);
-    let drawn = if top_k > 0 {
-        let bound = match groups {
-            Some(_) => kth_largest(&mut scratch.maxima, top_k),
-            None => ABSENT,
-        };
-        scratch.candidates.clear();
-        collect(
-            &scratch.keys,
-            bound.max(filter.first),
-            &mut scratch.candidates,
-        );
-        filter.keep_k(top_k, scratch);
-        filter.draw_candidates(None, scratch)
-    } else if parameters.top_p < CERTAIN {
-        let mass = mass_of(&scratch.keys, filter.first, scale).0;
-        // Ids that weigh less than this lie behind the nucleus, all of them together.
-        let allowed_loss = mass - nucleus_mass(mass, parameters.top_p);
-        let bound = scale.smallest_key(allowed_loss / num_ids as u64, largest);
-        scratch.candidates.clear();
-        collect(
-            &scratch.keys,
-            bound.max(filter.first),
-            &mut scratch.candidates,
-        );
-        filter.draw_candidates(Some(mass), scratch)
     } else {
-        filter.draw_all(&scratch.keys)
-    };
-    RowDraw { status, ..drawn }
-}
+        crew.run(Job::Load { groups });
+    }
+    let (largest, excluded) = gather_loaded(&mut crew.parts);
+    let status = if excluded { STATUS_EXCLUDED } else { 0 };
 
-/// A row's filters, those by weight as bounds on keys.
-#[derive(Debug, Clone, Copy)]
-struct Filter {
-    parameters: RowParameters,
-    scale: Scale,
-    /// Smallest key that may take part in cuts by rank.
-    first: u32,
-    /// Smallest key that may be drawn.
-    last: u32,
-}
-
-impl Filter {
-    fn new(parameters: RowParameters, scale: Scale, largest: u32) -> Self {
-        let last = match parameters.min_p {
-            0 => ABSENT + 1,
-            p => scale.smallest_key(p << (WEIGHT_BITS - PROBABILITY_BITS), largest),
+    if largest == ABSENT || largest == INFINITE || parameters.greedy {
+        let first_at = |key| crew.parts.iter().find_map(|part| part.first_at(key));
+        let (token, num_kept, more) = match largest {
+            ABSENT => (inputs.support.lowest(num_ids), 0, STATUS_EMPTY),
+            INFINITE => (first_at(largest).unwrap_or(0), 1, STATUS_INFINITE),
+            _ => (first_at(largest).unwrap_or(0), 1, 0),
         };
-        let first = if parameters.min_p_first {
-            last
+        drawn.fill(Draw {
+            token: narrow(token),
+            log2_probability: 0,
+        });
+        return Row {
+            num_kept,
+            status: status | more,
+        };
+    }
+    let scale = |bits_per_logit| Scale {
+        top: logit_of(largest),
+        bits_per_logit,
+    };
+    let filter = scale(parameters.filter_bits_per_logit);
+    let draw = scale(parameters.bits_per_logit);
+    // A filter by weight is a bound on keys.
+    let likely = match parameters.min_p {
+        0 => ABSENT + 1,
+        p => filter.smallest_key(p << (WEIGHT_BITS - PROBABILITY_BITS), largest),
+    };
+    let num_kept = if top_k == 0 && parameters.top_p >= CERTAIN {
+        crew.run(Job::Weigh {
+            bound: likely,
+            scale: draw,
+        });
+        let runs = crew.parts.iter_mut().map(|part| Run {
+            first: part.first,
+            entries: &part.keys,
+            mass: accumulate(&mut part.masses),
+            up_to: &part.masses,
+        });
+        let runs: Vec<_> = runs.collect();
+        pick(&runs, likely, draw, parameters, drawn);
+        crew.parts.iter().map(|part| part.num_kept).sum()
+    } else {
+        let cut = (top_k, groups, num_ids);
+        let lowest = cuts.cut_by_rank(parameters, cut, (filter, largest), likely, crew);
+        let Cuts {
+            candidates, masses, ..
+        } = cuts;
+        masses.clear();
+        let num_kept = weigh(candidates, lowest, draw, masses);
+        let run = Run {
+            first: 0,
+            entries: candidates,
+            mass: accumulate(masses),
+            up_to: masses,
+        };
+        pick(&[run], lowest, draw, parameters, drawn);
+        for drawn in drawn {
+            // So far a token is a place among the candidates.
+            let candidate = candidates.get(drawn.token as usize);
+            drawn.token = candidate.map_or(0, |candidate| candidate.id());
+        }
+        num_kept
+    };
+    Row {
+        num_kept: narrow(num_kept),
+        status,
+    }
+}
+
+/// Brings the maxima of all parts into the first; returns the largest key, and whether ids were excluded.
+fn gather_loaded(parts: &mut [Part]) -> (u32, bool) {
+    let Some((first, others)) = parts.split_first_mut() else {
+        return (ABSENT, false);
+    };
+    let all = &mut first.loaded;
+    for other in others {
+        raise(&mut all.maxima, &other.loaded.maxima);
+        all.largest = all.largest.max(other.loaded.largest);
+        all.excluded |= other.loaded.excluded;
+    }
+    (all.largest, all.excluded)
+}
+
+impl Cuts {
+    /// What all parts have found, as candidates in the order of their ids.
+    fn gather_found(&mut self, parts: &mut [Part]) {
+        self.candidates.clear();
+        match parts {
+            [part] => std::mem::swap(&mut self.candidates, &mut part.found),
+            parts => parts
+                .iter()
+                .for_each(|part| self.candidates.extend_from_slice(&part.found)),
+        }
+    }
+
+    /// A key that at least k keys reach, from the gathered maxima; 0 if that is not known of a higher one.
+    fn bound_of_kth(&mut self, groups: Option<Groups>, k: usize, parts: &[Part]) -> u32 {
+        if groups.is_none() {
+            return ABSENT;
+        }
+        let maxima = parts.first().map_or(&[][..], |part| &part.loaded.maxima);
+        kth_highest(maxima, k, &mut self.buckets, &mut self.edge_keys).unwrap_or(ABSENT)
+    }
+
+    /// The key that a contrast's first stream must reach, and the id that stays in any case.
+    fn contrast(
+        &mut self,
+        parameters: &RowParameters,
+        num_ids: usize,
+        crew: &mut Crew<'_, Part, Job>,
+    ) -> (u32, Option<usize>) {
+        let k = parameters.contrastive_k;
+        let groups = Groups::new(num_ids, k);
+        crew.run(Job::LoadExperts { groups });
+        let (largest, _) = gather_loaded(&mut crew.parts);
+        let bound = self.bound_of_kth(groups, k, &crew.parts).max(ABSENT + 1);
+        crew.run(Job::CollectExperts { bound });
+        self.gather_found(&mut crew.parts);
+        let kth = kth_highest(&self.candidates, k, &mut self.buckets, &mut self.edge);
+        // With fewer than k ids the smallest is the k-th.
+        let kth = kth.or(self.candidates.iter().min().copied());
+        let threshold = kth.map_or(ABSENT, |kth| {
+            key_of(flush(
+                logit_of(kth.key()) + parameters.contrastive_log_alpha,
+            ))
+        });
+        let mut experts = crew.parts.iter();
+        (
+            threshold,
+            experts.find_map(|part| part.first_expert_at(largest)),
+        )
+    }
+
+    /// Leaves the ids that may pass top-k and top-p as candidates; returns the lowest-ranked that passes them
+    /// and min-p, whose bound is `likely`.
+    fn cut_by_rank(
+        &mut self,
+        parameters: &RowParameters,
+        (top_k, groups, num_ids): (usize, Option<Groups>, usize),
+        (filter, largest): (Scale, u32),
+        likely: u32,
+        crew: &mut Crew<'_, Part, Job>,
+    ) -> Ranked {
+        let first = if parameters.has(RULE_MIN_P_FIRST) {
+            likely
         } else {
             ABSENT + 1
         };
-        Self {
-            parameters,
-            scale,
-            first,
-            last,
-        }
-    }
-
-    /// Leaves the k highest-ranked candidates, in the order of their ids.
-    fn keep_k(&self, k: usize, scratch: &mut Scratch) {
-        if scratch.candidates.len() <= k {
-            return;
-        }
-        scratch.ranked.clear();
-        scratch.ranked.extend_from_slice(&scratch.candidates);
-        if let Some(mut lowest) = kth_ranked(&mut scratch.ranked, k) {
-            if self.parameters.keep_ties {
-                lowest = Ranked::lowest_of(lowest.key());
+        let has_nucleus = parameters.top_p < CERTAIN;
+        // Of all that top-k has not cut yet.
+        let full_mass = if has_nucleus && (top_k == 0 || parameters.has(RULE_FULL_MASS)) {
+            crew.run(Job::Weigh {
+                bound: first,
+                scale: filter,
+            });
+            Some(crew.parts.iter().flat_map(|part| &part.masses).sum::<u64>())
+        } else {
+            None
+        };
+        let needed = |mass| nucleus_mass(mass, parameters.top_p, parameters.has(RULE_EXCLUSIVE));
+        let bound = match full_mass {
+            _ if top_k > 0 => self.bound_of_kth(groups, top_k, &crew.parts),
+            Some(mass) => {
+                // Ids that weigh less than this lie behind the nucleus, all of them together.
+                let allowed_loss = mass.saturating_sub(needed(mass));
+                filter.smallest_key(allowed_loss / num_ids.max(1) as u64, largest)
             }
-            scratch.candidates.retain(|candidate| *candidate >= lowest);
-        }
-    }
-
-    /// Cuts the candidates, which are in the order of their ids, by mass and draws one. `mass` is that of
-    /// all ids that the cut is about, if there are more than the candidates.
-    fn draw_candidates(&self, mass: Option<u64>, scratch: &mut Scratch) -> RowDraw {
-        let Scratch {
+            None => ABSENT,
+        };
+        let bound = bound.max(first);
+        crew.run(Job::Collect { bound });
+        self.gather_found(&mut crew.parts);
+        let Self {
             candidates,
-            weighted,
+            buckets,
+            edge,
+            masses,
             ..
-        } = scratch;
-        weighted.clear();
-        weighted.extend(
-            candidates
-                .iter()
-                .map(|candidate| (*candidate, self.scale.weight(candidate.key()))),
-        );
-        let mut lowest = Ranked::lowest_of(self.last);
-        if self.parameters.top_p < CERTAIN {
-            let mass = mass.unwrap_or_else(|| weighted.iter().map(|(_, weight)| weight).sum());
-            let needed = nucleus_mass(mass, self.parameters.top_p);
-            if let Some(last) = last_of_nucleus(weighted, needed) {
-                lowest = lowest.max(last);
-            }
+        } = self;
+        let mut lowest = Ranked::lowest_of(bound);
+        if top_k > 0
+            && let Some(kth) = kth_highest(candidates, top_k, buckets, edge)
+        {
+            lowest = if parameters.has(RULE_KEEP_TIES) {
+                Ranked::lowest_of(kth.key())
+            } else {
+                kth
+            };
         }
-        candidates.retain(|candidate| *candidate >= lowest);
-        let weight = |candidate: &Ranked| self.scale.weight(candidate.key());
-        let mass = candidates.iter().map(weight).sum();
-        let target = scaled(self.parameters.random, mass);
-        let mut before = 0;
-        let found = candidates.iter().find(|candidate| {
-            before += weight(candidate);
-            before > target
-        });
-        // The mass is above the target, so one is found.
-        found.map_or_else(RowDraw::default, |found| {
-            self.drawn(found.id() as usize, found.key(), candidates.len(), mass)
-        })
+        if has_nucleus {
+            let mass = full_mass.unwrap_or_else(|| {
+                masses.clear();
+                weigh(candidates, lowest, filter, masses);
+                masses.iter().sum()
+            });
+            lowest = last_of_nucleus(candidates, lowest, filter, needed(mass), buckets, edge);
+        }
+        lowest.max(Ranked::lowest_of(likely))
     }
+}
 
-    /// Draws from all keys that are large enough.
-    #[inline(always)]
-    fn draw_all(&self, keys: &[u32]) -> RowDraw {
-        let (mass, num_kept) = mass_of(keys, self.last, self.scale);
-        let target = scaled(self.parameters.random, mass);
-        let mut before = 0;
-        for (number, tile) in keys.chunks(TILE).enumerate() {
-            let (tile_mass, _) = mass_of(tile, self.last, self.scale);
-            if before + tile_mass <= target {
-                before += tile_mass;
+/// Entries side by side, with the masses of their tiles.
+struct Run<'a, E> {
+    /// Place of the first.
+    first: usize,
+    entries: &'a [E],
+    /// Masses up to and including each tile.
+    up_to: &'a [u64],
+    /// The last of them.
+    mass: u64,
+}
+
+/// Draws from the entries that rank no lower than `bound`; tokens are their places.
+fn pick<E: Entry>(
+    runs: &[Run<'_, E>],
+    bound: E,
+    scale: Scale,
+    parameters: &RowParameters,
+    drawn: &mut [Draw],
+) {
+    let mass = runs.iter().map(|run| run.mass).sum();
+    let [step_low, step_high] = parameters.step;
+    for (number, drawn) in (0_u32..).zip(drawn) {
+        let counter = [
+            parameters.position.wrapping_add(number),
+            step_low,
+            step_high,
+            0,
+        ];
+        let [low, high, ..] = philox4x32(counter, parameters.seed);
+        let mut target = scaled(u64::from(high) << 32 | u64::from(low), mass);
+        for run in runs {
+            if target >= run.mass {
+                target -= run.mass;
                 continue;
             }
-            for (place, key) in tile.iter().enumerate() {
-                before += weight_from(*key, self.last, self.scale);
-                if before > target {
-                    return self.drawn(number * TILE + place, *key, num_kept, mass);
-                }
+            // The run's mass is above the target, so one is found.
+            if let Some((place, entry)) = locate(run.entries, bound, scale, run.up_to, target) {
+                *drawn = Draw {
+                    token: narrow(run.first + place),
+                    log2_probability: log2_share(scale.exponent(entry.key()), mass),
+                };
             }
-        }
-        RowDraw::default()
-    }
-
-    fn drawn(&self, token: usize, key: u32, num_kept: usize, mass: u64) -> RowDraw {
-        RowDraw {
-            token: narrow(token),
-            num_kept: narrow(num_kept),
-            log2_probability: log2_share(self.scale.exponent(key), mass),
-            status: 0,
+            break;
         }
     }
-}
-
-/// Weight of a key that is at least `bound`, else 0.
-#[inline(always)]
-fn weight_from(key: u32, bound: u32, scale: Scale) -> u64 {
-    // What is absent has a weight too, of a logit that is NaN; the bound is above it.
-    let weight = scale.weight(key);
-    if key >= bound { weight } else { 0 }
-}
-
-/// Sum of the weights of all keys that are at least `bound`, and how many there are.
-#[inline(always)]
-fn mass_of(keys: &[u32], bound: u32, scale: Scale) -> (u64, usize) {
-    keys.iter().fold((0, 0), |(mass, count), key| {
-        (
-            mass + weight_from(*key, bound, scale),
-            count + usize::from(*key >= bound),
-        )
-    })
 }
 
 /// An id or a number of ids: at most 2^19 - 1.

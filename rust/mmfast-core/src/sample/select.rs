@@ -1,6 +1,32 @@
-//! Cuts by rank: the k largest keys, and the shortest run of largest keys whose mass reaches a bound.
+//! Cuts by rank: the k largest entries, and the shortest run of largest ones whose mass reaches a bound.
 //!
-//! Ranking is by key descending, then id ascending; a [`Ranked`] number holds both.
+//! Ranking is by key descending, then id ascending; a [`Ranked`] number holds both. Both cuts first spread
+//! the entries over buckets that are in the order of the ranks, and look only into the one with the edge.
+
+use super::weight::Scale;
+
+/// Buckets of a cut.
+const NUM_BUCKETS: usize = 1 << BUCKET_BITS;
+const BUCKET_BITS: u32 = 12;
+/// Entries below which a plain selection is quicker than buckets.
+const FEW: usize = 64;
+/// Entries looked at together.
+const CHUNK: usize = 16;
+/// Keys passed over together where none is large enough.
+const SPAN: usize = 4 * CHUNK;
+
+/// What is ranked and weighed: a key, alone or with its id. Larger ranks higher.
+pub(super) trait Entry: Copy + Ord + Send + Sync {
+    /// The key.
+    fn key(self) -> u32;
+}
+
+impl Entry for u32 {
+    #[inline(always)]
+    fn key(self) -> u32 {
+        self
+    }
+}
 
 /// An id and its key in one number that is larger for what ranks higher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,40 +44,52 @@ impl Ranked {
     }
 
     #[inline(always)]
-    pub(super) fn key(self) -> u32 {
-        (self.0 >> 32) as u32
-    }
-
-    #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
     pub(super) fn id(self) -> u32 {
         !(self.0 as u32)
     }
 }
 
-/// Keys that are looked at together before any of them is looked at alone.
-const CHUNK: usize = 16;
+impl Entry for Ranked {
+    #[inline(always)]
+    fn key(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
 
-/// Appends the keys that are at least `bound`, in the order of their ids.
+/// Appends the keys that are at least `bound`, in the order of their ids, of which the first is `first_id`.
 #[inline(always)]
-pub(super) fn collect(keys: &[u32], bound: u32, found: &mut Vec<Ranked>) {
-    let chunks = keys.as_chunks::<CHUNK>();
-    for (first_id, chunk) in (0_u32..).step_by(CHUNK).zip(chunks.0) {
+pub(super) fn collect(keys: &[u32], first_id: usize, bound: u32, found: &mut Vec<Ranked>) {
+    // There are at most 2^19 - 1 keys.
+    let first_id = u32::try_from(first_id).unwrap_or(u32::MAX);
+    let (spans, rest) = keys.as_chunks::<SPAN>();
+    for (id, span) in (first_id..).step_by(SPAN).zip(spans) {
         // Without an early exit this is a few wide instructions.
-        if chunk.iter().fold(false, |any, key| any | (*key >= bound)) {
-            collect_few(chunk, first_id, bound, found);
+        if span.iter().fold(false, |any, key| any | (*key >= bound)) {
+            for (id, chunk) in (id..).step_by(CHUNK).zip(span.as_chunks().0) {
+                collect_chunk(chunk, id, bound, found);
+            }
         }
     }
-    // There are at most 2^19 - 1 keys.
-    let first_id = u32::try_from(keys.len() - chunks.1.len()).unwrap_or(u32::MAX);
-    collect_few(chunks.1, first_id, bound, found);
+    let first_id = first_id.saturating_add(u32::try_from(spans.len() * SPAN).unwrap_or(u32::MAX));
+    for (id, key) in (first_id..).zip(rest) {
+        if *key >= bound {
+            found.push(Ranked::new(*key, id));
+        }
+    }
 }
 
 #[inline(always)]
-fn collect_few(keys: &[u32], first_id: u32, bound: u32, found: &mut Vec<Ranked>) {
-    for (id, key) in (first_id..).zip(keys) {
-        if *key >= bound {
-            found.push(Ranked::new(*key, id));
+fn collect_chunk(chunk: &[u32; CHUNK], id: u32, bound: u32, found: &mut Vec<Ranked>) {
+    let mut marked = 0_u32;
+    for (place, key) in chunk.iter().enumerate() {
+        marked |= u32::from(*key >= bound) << place;
+    }
+    while marked != 0 {
+        let place = marked.trailing_zeros();
+        marked &= marked - 1;
+        if let Some(key) = chunk.get(place as usize) {
+            found.push(Ranked::new(*key, id + place));
         }
     }
 }
@@ -69,9 +107,11 @@ pub(super) struct Groups {
 impl Groups {
     /// Groups for the k largest of `num_ids`; `None` where a bound would not spare much.
     pub(super) fn new(num_ids: usize, k: usize) -> Option<Self> {
-        let size = (num_ids / (3 * k)).next_power_of_two().min(64);
+        let size = (num_ids / k.saturating_mul(3).max(1))
+            .next_power_of_two()
+            .min(64);
         let num_groups = num_ids.div_ceil(size);
-        (size >= 4 && num_groups >= k).then_some(Self { num_groups })
+        (k > 0 && size >= 4 && num_groups >= k).then_some(Self { num_groups })
     }
 }
 
@@ -83,55 +123,178 @@ pub(super) fn raise(maxima: &mut [u32], keys: &[u32]) {
     }
 }
 
-/// The k-th largest of some numbers, which are put out of order; the smallest if there are fewer.
-pub(super) fn kth_largest(numbers: &mut [u32], k: usize) -> u32 {
-    let place = k.min(numbers.len()).saturating_sub(1);
-    if numbers.is_empty() {
-        return 0;
+/// Memory of cuts, used again from row to row.
+#[derive(Debug, Default)]
+pub(super) struct Buckets(Vec<u64>);
+
+impl Buckets {
+    fn cleared(&mut self) -> &mut [u64] {
+        self.0.clear();
+        self.0.resize(NUM_BUCKETS, 0);
+        &mut self.0
     }
-    *numbers.select_nth_unstable_by(place, |a, b| b.cmp(a)).1
 }
 
-/// The k-th of candidates by rank, which are put out of order; the last if there are fewer.
-pub(super) fn kth_ranked(candidates: &mut [Ranked], k: usize) -> Option<Ranked> {
-    let place = k.min(candidates.len()).checked_sub(1)?;
-    Some(*candidates.select_nth_unstable_by(place, |a, b| b.cmp(a)).1)
+/// Shift that brings numbers up to `largest` into buckets.
+#[inline(always)]
+fn shift_for(largest: u32) -> u32 {
+    (u32::BITS - largest.leading_zeros()).saturating_sub(BUCKET_BITS)
 }
 
-/// The last of the highest-ranked candidates that are needed for their weights to reach `needed`: all are
-/// kept before which the weights sum to less. Candidates are put out of order.
+/// The k-th highest-ranked entry, `None` if there are fewer or it has the key 0; `edge` is memory.
+#[inline(always)]
+pub(super) fn kth_highest<E: Entry>(
+    entries: &[E],
+    k: usize,
+    buckets: &mut Buckets,
+    edge: &mut Vec<E>,
+) -> Option<E> {
+    let (mut smallest, mut largest) = (u32::MAX, 0);
+    for entry in entries {
+        let key = entry.key();
+        largest = largest.max(key);
+        // What is absent would stretch the range.
+        smallest = smallest.min(key.wrapping_sub(1));
+    }
+    let smallest = smallest.wrapping_add(1);
+    edge.clear();
+    let mut place = k.checked_sub(1)?;
+    if entries.len() <= FEW || smallest > largest {
+        edge.extend_from_slice(entries);
+    } else {
+        let shift = shift_for(largest - smallest);
+        let bucket = |entry: &E| (((largest - entry.key()) >> shift) as usize).min(NUM_BUCKETS - 1);
+        let counts = buckets.cleared();
+        for entry in entries {
+            if let Some(count) = counts.get_mut(bucket(entry)) {
+                *count += 1;
+            }
+        }
+        let mut before = 0;
+        let crossing = counts.iter().position(|count| {
+            let reached = before + count > place as u64;
+            before += if reached { 0 } else { *count };
+            reached
+        })?;
+        place -= usize::try_from(before).unwrap_or(0);
+        edge.extend(entries.iter().filter(|entry| bucket(entry) == crossing));
+    }
+    if place >= edge.len() {
+        return None;
+    }
+    let kth = *edge.select_nth_unstable_by(place, |a, b| b.cmp(a)).1;
+    (kth.key() > 0).then_some(kth)
+}
+
+/// The lowest-ranked of the entries, from `bound` on, that are needed for their weights to reach `needed`: all
+/// are kept before which the weights sum to less. `edge` is memory.
+#[inline(always)]
 pub(super) fn last_of_nucleus(
-    mut candidates: &mut [(Ranked, u64)],
-    mut needed: u64,
-) -> Option<Ranked> {
-    while candidates.len() > 1 {
-        let middle = candidates.len() / 2;
-        candidates.select_nth_unstable_by(middle - 1, |a, b| b.0.cmp(&a.0));
-        let (upper, lower) = candidates.split_at_mut(middle);
-        let mass: u64 = upper.iter().map(|(_, weight)| weight).sum();
-        if mass >= needed {
-            candidates = upper;
-        } else {
-            needed -= mass;
-            candidates = lower;
+    entries: &[Ranked],
+    bound: Ranked,
+    scale: Scale,
+    needed: u64,
+    buckets: &mut Buckets,
+    edge: &mut Vec<Ranked>,
+) -> Ranked {
+    let smallest = entries.iter().fold(u32::MAX, |smallest, entry| {
+        let key = entry.key();
+        smallest.min(if *entry >= bound { key } else { u32::MAX })
+    });
+    if smallest == u32::MAX {
+        return bound;
+    }
+    let shift = shift_for(scale.exponent(smallest));
+    let bucket = |entry: Ranked| (scale.exponent(entry.key()) >> shift) as usize % NUM_BUCKETS;
+    let masses = buckets.cleared();
+    let (chunks, rest) = entries.as_chunks::<CHUNK>();
+    for chunk in chunks {
+        // Places and weights are wide instructions, the sums are not.
+        let places = chunk.map(bucket);
+        let weights = chunk.map(|entry| scale.weight_from(entry, bound));
+        for (place, weight) in places.iter().zip(weights) {
+            if let Some(mass) = masses.get_mut(*place) {
+                *mass += weight;
+            }
         }
     }
-    candidates.first().map(|(ranked, _)| *ranked)
+    for entry in rest {
+        if let Some(mass) = masses.get_mut(bucket(*entry)) {
+            *mass += scale.weight_from(*entry, bound);
+        }
+    }
+    let mut before = 0;
+    let crossing = masses.iter().position(|mass| {
+        let reached = before + mass >= needed;
+        before += if reached { 0 } else { *mass };
+        reached
+    });
+    let Some(crossing) = crossing else {
+        return bound;
+    };
+    edge.clear();
+    let is_inside = |entry: Ranked| (bucket(entry) == crossing) & (entry >= bound);
+    for chunk in chunks {
+        let inside = chunk.map(is_inside);
+        if inside.iter().fold(false, |any, inside| any | inside) {
+            edge.extend(
+                chunk
+                    .iter()
+                    .zip(inside)
+                    .filter(|(_, inside)| *inside)
+                    .map(|(entry, _)| *entry),
+            );
+        }
+    }
+    edge.extend(rest.iter().copied().filter(|entry| is_inside(*entry)));
+    edge.sort_unstable_by(|a, b| b.cmp(a));
+    let mut last = bound;
+    for entry in edge.iter() {
+        if before >= needed {
+            break;
+        }
+        last = *entry;
+        before += scale.weight(entry.key());
+    }
+    last
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sample::logits::{key_of, logit_of};
     use proptest::prelude::*;
+
+    const SCALE: Scale = Scale {
+        top: 3.0,
+        bits_per_logit: 1.5,
+    };
+
+    fn ranked(keys: &[u32]) -> Vec<Ranked> {
+        (0_u32..)
+            .zip(keys)
+            .map(|(id, key)| Ranked::new(*key, id))
+            .collect()
+    }
+
+    /// Keys of few or of many logits up to 3.
+    fn some_keys(len: usize) -> impl Strategy<Value = Vec<u32>> {
+        let logit = prop_oneof![-4_i16..=0, -3_000_i16..=0];
+        prop::collection::vec(
+            logit.prop_map(|step| key_of(3.0 + f32::from(step) / 100.0)),
+            1..len,
+        )
+    }
 
     proptest! {
         #[test]
         fn collecting_finds_what_a_filter_finds(
-            keys in prop::collection::vec(0_u32..20, 0..200), bound in 0_u32..21,
+            keys in prop::collection::vec(0_u32..20, 0..200), bound in 0_u32..21, first_id in 0_usize..50,
         ) {
             let mut found = Vec::new();
-            collect(&keys, bound, &mut found);
-            let expected: Vec<_> = (0_u32..).zip(&keys).filter(|(_, key)| **key >= bound).collect();
+            collect(&keys, first_id, bound, &mut found);
+            let ids = u32::try_from(first_id).unwrap()..;
+            let expected: Vec<_> = ids.zip(&keys).filter(|(_, key)| **key >= bound).collect();
             prop_assert_eq!(found.len(), expected.len());
             for (ranked, (id, key)) in found.iter().zip(expected) {
                 prop_assert_eq!((ranked.id(), ranked.key()), (id, *key));
@@ -139,27 +302,44 @@ mod tests {
         }
 
         #[test]
+        fn the_kth_is_that_of_a_sort(keys in some_keys(300), absent in 0_usize..20, k in 1_usize..320) {
+            let mut keys = keys;
+            keys.iter_mut().step_by(7).take(absent).for_each(|key| *key = 0);
+            let entries = ranked(&keys);
+            let mut sorted = entries.clone();
+            sorted.sort_by_key(|entry| std::cmp::Reverse(*entry));
+            let expected = sorted.get(k - 1).copied().filter(|entry| entry.key() > 0);
+            let mut buckets = Buckets::default();
+            prop_assert_eq!(kth_highest(&entries, k, &mut buckets, &mut Vec::new()), expected);
+            let found = kth_highest(&keys, k, &mut buckets, &mut Vec::new());
+            prop_assert_eq!(found, expected.map(Entry::key));
+        }
+
+        #[test]
         fn the_nucleus_is_that_of_a_sort(
-            weights in prop::collection::vec(0_u64..50, 1..120), needed in 1_u64..2_000,
+            keys in some_keys(300), share in 0.0_f64..1.1, from in 0.0_f64..1.0,
         ) {
-            // Equal keys have equal weights; the rest of the rank is the id.
-            let mut ranked: Vec<_> = (0_u32..)
-                .zip(&weights)
-                .map(|(id, weight)| (Ranked::new(u32::try_from(*weight).unwrap(), id), *weight))
-                .collect();
-            let total: u64 = weights.iter().sum();
-            let needed = needed.min(total.max(1));
-            let mut sorted = ranked.clone();
-            sorted.sort_by_key(|candidate| std::cmp::Reverse(candidate.0));
-            let mut before = 0;
-            let mut last = sorted[0].0;
-            for (candidate, weight) in &sorted {
+            let entries = ranked(&keys);
+            let mut sorted = entries.clone();
+            sorted.sort_by_key(|entry| std::cmp::Reverse(*entry));
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss,
+                reason = "a place in the list, and a share of a mass")]
+            let (bound, needed) = {
+                let bound = sorted[((sorted.len() - 1) as f64 * from) as usize];
+                let mass: u64 = sorted.iter().map(|entry| SCALE.weight_from(*entry, bound)).sum();
+                (bound, ((mass as f64 * share) as u64).max(1))
+            };
+            let (mut before, mut last) = (0, bound);
+            for entry in sorted.iter().take_while(|entry| **entry >= bound) {
                 if before < needed {
-                    last = *candidate;
+                    last = *entry;
                 }
-                before += weight;
+                before += SCALE.weight(entry.key());
             }
-            prop_assert_eq!(last_of_nucleus(&mut ranked, needed), Some(last));
+            let found = last_of_nucleus(
+                &entries, bound, SCALE, needed, &mut Buckets::default(), &mut Vec::new(),
+            );
+            prop_assert_eq!(found, last, "logit {}", logit_of(last.key()));
         }
 
         #[test]
@@ -178,10 +358,10 @@ mod tests {
                 for part in keys.chunks(num_groups) {
                     raise(&mut maxima, part);
                 }
-                let bound = kth_largest(&mut maxima, k);
+                let bound = kth_highest(&maxima, k, &mut Buckets::default(), &mut Vec::new());
                 let mut sorted = keys.clone();
                 sorted.sort_unstable_by_key(|key| std::cmp::Reverse(*key));
-                prop_assert!(bound <= sorted[k - 1]);
+                prop_assert!(bound.unwrap_or(0) <= sorted[k - 1]);
             }
         }
     }

@@ -4,6 +4,7 @@
 //! bits. It never falls as the logit rises, so a bound on weights is a bound on keys.
 
 use super::logits::{SMALLEST, flush, logit_of};
+use super::select::Entry;
 
 /// Fractional bits of an exponent and of a logarithm.
 pub(super) const EXPONENT_BITS: u32 = 26;
@@ -17,14 +18,15 @@ pub(super) const MAX_IDS: usize = (1 << 19) - 1;
 const MAX_EXPONENT: f32 = 63.0;
 /// 2^26
 const EXPONENT_STEPS: f32 = 67_108_864.0;
-const POLYNOMIAL: [u32; 5] = [
+const POLYNOMIAL: [u64; 5] = [
     5_480_344,
     41_148_708,
     238_334_497,
     1_031_756_634,
     2_977_044_036,
 ];
-const POLYNOMIAL_START: u32 = 469_888;
+const POLYNOMIAL_START: u64 = 469_888;
+const LOW_HALF: u64 = 0xFFFF_FFFF;
 const MANTISSA_BITS: u32 = 31;
 
 /// A row's temperature, as what turns keys into weights.
@@ -40,11 +42,6 @@ impl Scale {
     /// How far a logit lies below the largest: floor(x 2^26) of x bits; 63 bits or more, NaN included,
     /// count as 63.
     #[inline(always)]
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "between 0 and 63 * 2^26, which fits"
-    )]
     pub(super) fn exponent(self, key: u32) -> u32 {
         let gap = flush(flush(self.top - logit_of(key)) * self.bits_per_logit);
         let capped = if gap < MAX_EXPONENT {
@@ -52,13 +49,30 @@ impl Scale {
         } else {
             MAX_EXPONENT
         };
-        (capped * EXPONENT_STEPS) as u32
+        let positive = if capped > 0.0 { capped } else { 0.0 };
+        // A cast that saturates is not a wide instruction.
+        #[expect(
+            unsafe_code,
+            reason = "a cast that loops over ids can be made wide with"
+        )]
+        // SAFETY: between 0 and 63, and no NaN, by the two lines above; 63 * 2^26 fits.
+        unsafe {
+            (positive * EXPONENT_STEPS).to_int_unchecked()
+        }
     }
 
     /// The weight of a key that is not absent.
     #[inline(always)]
     pub(super) fn weight(self, key: u32) -> u64 {
         weight_of_exponent(self.exponent(key))
+    }
+
+    /// The weight of an entry that ranks no lower than `bound`, else 0.
+    #[inline(always)]
+    pub(super) fn weight_from<E: Entry>(self, entry: E, bound: E) -> u64 {
+        // What is absent has a weight too, of a logit that is NaN; the bound is above it.
+        let weight = self.weight(entry.key());
+        if entry >= bound { weight } else { 0 }
     }
 
     /// The smallest key, up to that of the largest logit, whose weight is at least `bound`.
@@ -78,30 +92,36 @@ impl Scale {
 
 /// floor-like 2^(44 - q / 2^26): exactly 2^44 at 0, never rising, 0 for large q. The fraction's power of
 /// two is a degree-6 polynomial in Horner form of which each step keeps the high half of a product.
+///
+/// All of it in 64-bit words whose upper halves are 0, as wide multipliers take them.
 #[inline(always)]
 fn weight_of_exponent(q: u32) -> u64 {
-    let fraction = q << (32 - EXPONENT_BITS);
+    let fraction = u64::from(q << (32 - EXPONENT_BITS));
     let mut acc = POLYNOMIAL_START;
     for coefficient in POLYNOMIAL {
-        acc = coefficient.wrapping_sub(high_half(acc, fraction));
+        acc = coefficient.wrapping_sub(high_half(acc, fraction)) & LOW_HALF;
     }
-    let mantissa = (1_u64 << 32) - u64::from(high_half(acc, fraction));
+    let mantissa = (1_u64 << 32) - high_half(acc, fraction);
     (mantissa << (WEIGHT_BITS - 32)) >> (q >> EXPONENT_BITS)
 }
 
 #[inline(always)]
-fn high_half(a: u32, b: u32) -> u32 {
-    ((u64::from(a) * u64::from(b)) >> 32) as u32
+fn high_half(a: u64, b: u64) -> u64 {
+    (a * b) >> 32
 }
 
-/// ceil(mass p / 2^31), at least 1: ids are kept while the mass before them is below it.
+/// Mass that ids are kept for: an id stays while the mass before it is below this.
+///
+/// ceil(mass p / 2^31), at least 1, or for `exclusive` floor(mass p / 2^31) + 1.
 #[expect(
     clippy::cast_possible_truncation,
-    reason = "p is at most 2^31, so the result is at most the mass"
+    reason = "p is at most 2^31, so the result is at most the mass and 1"
 )]
-pub(super) fn nucleus_mass(mass: u64, p: u64) -> u64 {
-    let share = (u128::from(mass) * u128::from(p)).div_ceil(1 << PROBABILITY_BITS);
-    (share as u64).max(1)
+pub(super) fn nucleus_mass(mass: u64, p: u64, exclusive: bool) -> u64 {
+    let product = u128::from(mass) * u128::from(p);
+    let share = (product >> PROBABILITY_BITS) as u64;
+    let has_rest = product & ((1 << PROBABILITY_BITS) - 1) != 0;
+    (share + u64::from(exclusive || has_rest)).max(1)
 }
 
 /// Upper half of a product: a uniform 64-bit number scaled to [0, mass).
@@ -183,9 +203,12 @@ mod tests {
 
     #[test]
     fn the_nucleus_of_a_probability_is_rounded_up_and_never_empty() {
-        assert_eq!(nucleus_mass(1_000, 0), 1);
-        assert_eq!(nucleus_mass(1_000, 1 << 30), 500);
-        assert_eq!(nucleus_mass(1_001, 1 << 30), 501);
-        assert_eq!(nucleus_mass((1 << 63) - 1, 1 << 31), (1 << 63) - 1);
+        assert_eq!(nucleus_mass(1_000, 0, false), 1);
+        assert_eq!(nucleus_mass(1_000, 1 << 30, false), 500);
+        assert_eq!(nucleus_mass(1_001, 1 << 30, false), 501);
+        assert_eq!(nucleus_mass((1 << 63) - 1, 1 << 31, false), (1 << 63) - 1);
+        assert_eq!(nucleus_mass(1_000, 0, true), 1);
+        assert_eq!(nucleus_mass(1_000, 1 << 30, true), 501);
+        assert_eq!(nucleus_mass(1_001, 1 << 30, true), 501);
     }
 }

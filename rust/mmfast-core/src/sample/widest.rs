@@ -1,100 +1,80 @@
-//! A row's function, compiled for each instruction set; the widest that the processor has is called.
+//! Loops over ids, compiled for each instruction set; the widest that the processor has is called.
 //!
 //! The source is one and uses no fused operations, so all of them give the same bits.
 
+use super::load::{self, Loaded, RowInputs};
 use super::logits::Format;
-use super::mix::Streams;
-use super::row::{RowDraw, RowParameters, Scratch, draw_row};
+use super::masses;
+use super::penalty::Penalty;
+use super::select::{self, Buckets, Entry, Ranked};
+use super::weight::Scale;
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn draw_avx512<F: Format>(
-    streams: &Streams<'_, F>,
-    mask: Option<&[bool]>,
-    parameters: RowParameters,
-    scratch: &mut Scratch,
-) -> RowDraw {
-    draw_row(streams, mask, parameters, scratch)
+macro_rules! on_widest {
+    ($(
+        $(#[$doc:meta])*
+        fn $name:ident $(<$generic:ident: $bound:path>)? (
+            $($argument:ident: $kind:ty),* $(,)?
+        ) $(-> $out:ty)? = $plain:path;
+    )*) => {$(
+        $(#[$doc])*
+        pub(super) fn $name $(<$generic: $bound>)? ($($argument: $kind),*) $(-> $out)? {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+                fn on_avx512 $(<$generic: $bound>)? ($($argument: $kind),*) $(-> $out)? {
+                    $plain($($argument),*)
+                }
+                #[target_feature(enable = "avx2")]
+                fn on_avx2 $(<$generic: $bound>)? ($($argument: $kind),*) $(-> $out)? {
+                    $plain($($argument),*)
+                }
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                {
+                    #[expect(unsafe_code, reason = "a function for instructions that were detected")]
+                    // SAFETY: the processor has every feature that the function is compiled with.
+                    return unsafe { on_avx512($($argument),*) };
+                }
+                if is_x86_feature_detected!("avx2") {
+                    #[expect(unsafe_code, reason = "a function for instructions that were detected")]
+                    // SAFETY: the processor has every feature that the function is compiled with.
+                    return unsafe { on_avx2($($argument),*) };
+                }
+            }
+            // Elsewhere the target's base instructions are wide enough (NEON).
+            $plain($($argument),*)
+        }
+    )*};
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn draw_avx2<F: Format>(
-    streams: &Streams<'_, F>,
-    mask: Option<&[bool]>,
-    parameters: RowParameters,
-    scratch: &mut Scratch,
-) -> RowDraw {
-    draw_row(streams, mask, parameters, scratch)
-}
-
-/// Draws from one row.
-pub(super) fn draw_widest<F: Format>(
-    streams: &Streams<'_, F>,
-    mask: Option<&[bool]>,
-    parameters: RowParameters,
-    scratch: &mut Scratch,
-) -> RowDraw {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl")
-        {
-            #[expect(unsafe_code, reason = "a function for instructions that were detected")]
-            // SAFETY: the processor has every feature that the function is compiled with.
-            return unsafe { draw_avx512(streams, mask, parameters, scratch) };
-        }
-        if is_x86_feature_detected!("avx2") {
-            #[expect(unsafe_code, reason = "a function for instructions that were detected")]
-            // SAFETY: the processor has every feature that the function is compiled with.
-            return unsafe { draw_avx2(streams, mask, parameters, scratch) };
-        }
-    }
-    // Elsewhere the target's base instructions are wide enough (NEON).
-    draw_row(streams, mask, parameters, scratch)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::logits::F32;
-    use super::super::weight::PROBABILITY_BITS;
-    use super::*;
-
-    #[test]
-    fn every_instruction_set_gives_the_same_draw() {
-        let noise = |seed: u64| -> Vec<f32> {
-            (1..=3_000_u64)
-                .map(|i| (i * seed).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 48)
-                .map(|bits| f32::from(u16::try_from(bits).unwrap()) / 9_000.0)
-                .collect()
-        };
-        let (cond, uncond) = (noise(3), noise(5));
-        let mask: Vec<bool> = (0..3_000).map(|id| id % 7 != 3).collect();
-        for (top_k, top_p) in [(0, 1.0), (0, 0.7), (40, 1.0), (200, 0.9)] {
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "at most 2^31"
-            )]
-            let top_p = (top_p * f64::from(1_u32 << PROBABILITY_BITS)) as u64;
-            let parameters = RowParameters {
-                bits_per_logit: 1.3,
-                greedy: false,
-                top_k,
-                top_p,
-                min_p: 1 << 20,
-                keep_ties: top_k == 40,
-                min_p_first: false,
-                random: 0x0123_4567_89AB_CDEF,
-            };
-            let streams = Streams::<F32>::new([(2.5, cond.as_slice())].into_iter(), Some(&uncond));
-            let mut scratch = Scratch::default();
-            let plain = draw_row(&streams, Some(&mask), parameters, &mut scratch);
-            let widest = draw_widest(&streams, Some(&mask), parameters, &mut scratch);
-            assert_eq!(plain, widest);
-            assert!(plain.num_kept > 1);
-        }
-    }
+on_widest! {
+    /// [`load::load`]
+    fn load<F: Format>(
+        inputs: &RowInputs<'_, F>, start: usize, keys: &mut [u32], tile: usize, loaded: &mut Loaded,
+    ) = load::load;
+    /// [`load::load_experts`]
+    fn load_experts<F: Format>(
+        inputs: &RowInputs<'_, F>, start: usize, keys: (&mut [u32], &mut [u32]), tile: usize,
+        loaded: &mut Loaded,
+    ) = load::load_experts;
+    /// [`load::cut_experts`]
+    fn cut_experts(
+        penalty: Option<Penalty<'_>>, start: usize, keys: (&mut [u32], &[u32]), threshold: u32, tile: usize,
+        loaded: &mut Loaded,
+    ) = load::cut_experts;
+    /// [`masses::weigh`]
+    fn weigh<E: Entry>(entries: &[E], bound: E, scale: Scale, masses: &mut Vec<u64>) -> usize = masses::weigh;
+    /// [`select::collect`]
+    fn collect(keys: &[u32], first_id: usize, bound: u32, found: &mut Vec<Ranked>) = select::collect;
+    /// [`select::kth_highest`]
+    fn kth_highest<E: Entry>(
+        entries: &[E], k: usize, buckets: &mut Buckets, edge: &mut Vec<E>,
+    ) -> Option<E> = select::kth_highest;
+    /// [`select::last_of_nucleus`]
+    fn last_of_nucleus(
+        entries: &[Ranked], bound: Ranked, scale: Scale, needed: u64, buckets: &mut Buckets,
+        edge: &mut Vec<Ranked>,
+    ) -> Ranked = select::last_of_nucleus;
 }
