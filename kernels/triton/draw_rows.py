@@ -199,7 +199,7 @@ def _first_read(found: RowMaxima, logits: LogitInputs, num_ids: int, shape: Laun
         group_maxima_kernel,
         (logits.num_rows, shape.num_splits),
         (found, logits, num_ids, triton.cdiv(num_ids, shape.num_splits * height * width)),
-        {"HEIGHT": height, "WIDTH": width, "num_warps": num_warps(height * width)},
+        {"HEIGHT": height, "WIDTH": width, "num_warps": num_warps(2 * height * width)},
     )
 
 
@@ -248,7 +248,7 @@ class _RowReads(NamedTuple):
             {
                 **options,
                 "MAX_SPLITS": shape.num_splits,
-                "num_warps": num_warps(shape.max_candidates),
+                "num_warps": min(max(shape.max_candidates // 256, 1), 32),
             },
         )
         leftover = Launch(
