@@ -47,6 +47,9 @@ class Objective:
         eoss: int,
         separators: Sequence[int],
     ) -> Objective: ...
+    def with_caption_dropout(
+        self, /, *, probability: float, special: Sequence[int], ends: Sequence[int]
+    ) -> Objective: ...
     def transform(
         self,
         /,

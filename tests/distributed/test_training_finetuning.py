@@ -74,6 +74,29 @@ def test_a_text_model_learns_images_with_its_old_rows_untouched(run, text_model,
     assert not torch.equal(after["lm_head.weight"][OLD_ROWS:], started[OLD_ROWS:])
 
 
+def test_two_processes_each_keep_to_their_part_of_the_rows(launch, dataset, text_model, tmp_path):
+    before = load_file(text_model / "model.safetensors")
+    image = Vocabulary.load(dataset.parent).range("image")
+    overrides = [
+        f"output={tmp_path / 'run'}",
+        "train.steps=3",
+        f"model.init_from={text_model}",
+        "model.architecture=pretrained",
+        "model.embedding_init=mean",
+        "train.trainable=['*embed_tokens*', 'lm_head*']",
+        "train.trainable_rows=[image]",
+    ]
+    codes, logged = launch(world_size=2, overrides=overrides)
+    assert codes == [0, 0], logged
+    after = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    for name, weight in before.items():
+        assert torch.equal(after[name][: len(weight)], weight), name
+    head = after["lm_head.weight"]
+    mean = before["lm_head.weight"].mean(0)
+    changed = (head[OLD_ROWS:] != mean).any(1).nonzero().flatten() + OLD_ROWS
+    assert changed.tolist() == list(range(image.base, image.end))
+
+
 def test_the_image_rows_of_the_head_are_trained_alone(run, dataset, tmp_path):
     untrained = run("train.steps=1", "optimizer.learning_rate=1e-30")
     shutil.move(tmp_path / "run", tmp_path / "untrained")

@@ -102,6 +102,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "mmfast.train", REPOSITORY / "examples/digits/train.yaml", f"output={out / 'train'}",
         f"data.prefix={out / 'data/train'}", f"data.validation_prefix={out / 'data/heldout'}",
         f"train.steps={NUM_STEPS}", "train.validation_batches=2",
+        "train.sample_every=25", f"train.sample_prompts={out / 'all/prompts.jsonl'}",
     )  # fmt: skip
     model = out / "train/model"
     for name, scale in (("guided", 3), ("unguided", 1)):
@@ -143,8 +144,27 @@ def test_dataset_holds_every_copy_with_captions_and_images_apart(run: Path) -> N
     assert end.ids.tolist() == [vocabulary["eos"]]
 
 
+def test_a_run_draws_while_it_trains_and_leaves_a_card(run: Path) -> None:
+    samples = run / "train/samples/step-25"
+    records = read_jsonl(samples / "manifest.jsonl")
+    assert len(records) == 20
+    assert all((samples / str(record["image"])).is_file() for record in records)
+    assert not (samples / "model").exists()
+    assert "train/samples/step-25" in (run / "report.html").read_text(encoding="utf-8")
+    card = (run / "train/model/README.md").read_text(encoding="utf-8")
+    assert f"| steps | {NUM_STEPS} |" in card
+    assert "LlamaForCausalLM" in card
+    assert "![pictures drawn in training](grid.png)" in card
+    assert "bin_tokens: 128" in card
+    curves = (run / "train/model/loss.svg").read_text(encoding="utf-8")
+    assert curves.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+    assert "validation" in curves
+    with Image.open(run / "train/model/grid.png") as grid:
+        assert grid.width > 100
+
+
 def test_training_learns_and_accounts_for_its_steps(run: Path) -> None:
-    lines = [m for m in read_jsonl(run / "train/metrics.jsonl") if m.get("split") != "validation"]
+    lines = [m for m in read_jsonl(run / "train/metrics.jsonl") if "split" not in m]
     losses = [float(str(m["loss"])) for m in lines]
     assert len(lines) == NUM_STEPS
     assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:5])

@@ -1,12 +1,16 @@
 """Cosmos: the published map of codes, padding, window and file rules; programs run only when named."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.emu3.tiny_models import save_cosmos
+from typer.testing import CliRunner
 
+from mmfast.cli.tokenizer import app
 from mmfast.errors import CorruptDataError, UsageError
 from mmfast.tokenizers import load_image_tokenizer
 from mmfast.tokenizers.cosmos import CosmosTokenizer, cosmos_quantizer
@@ -151,3 +155,18 @@ def test_what_a_folder_holds_is_known_from_its_name_or_noted(folder: Path, tmp_p
         broken.encode(torch.zeros(1, 3, 16, 16))
     with pytest.raises(UsageError, match=r"decoder\.jit is missing"):
         broken.decode([torch.zeros(1, 1, 1, dtype=torch.int64)])
+
+
+def test_the_command_line_takes_a_folder_that_the_user_names(folder: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["info", str(folder)])
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.output)
+    assert facts["fingerprint"] == CosmosTokenizer(folder).fingerprint
+    assert facts["codebook_sizes"] == [64_000]
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (40, 40), (255, 0, 0)).save(tmp_path / "images/red.png")
+    arguments = ["--tokenizer", folder, "--images", tmp_path / "images", "--image-size", 64]
+    arguments += ["--output", tmp_path / "seen", "--device", "cpu"]
+    done = CliRunner().invoke(app, ["reconstruct", *map(str, arguments)])
+    assert done.exit_code == 0, done.output
+    assert "PSNR" in done.output

@@ -451,6 +451,13 @@ def test_streaming_shows_ids_as_they_come(llama):
     assert seen[0] >= 6
     with pytest.raises(UsageError, match="every 1 or more"):
         next(engine.stream(requests, every=0))
+    # Two streams would write into the same rows.
+    unfinished = engine.stream(requests, every=1)
+    next(unfinished)
+    with pytest.raises(UsageError, match="has not come to its end"):
+        engine.run(requests)
+    unfinished.close()
+    assert engine.run(requests) == expected
 
 
 def test_what_does_not_fit_is_refused_before_anything_runs(llama):

@@ -170,7 +170,7 @@ def reconstruct(
     from mmfast.tokenizers.protocol import load_image_tokenizer
     from mmfast.tokenizers.reconstruction import reconstruct_images
 
-    loaded = load_image_tokenizer(tokenizer, device=resolve_device(device))
+    loaded = load_image_tokenizer(tokenizer, device=resolve_device(device), allow_torchscript=True)
     if image_size is not None and (image_size < 1 or image_size % loaded.downsample):
         raise UsageError(
             f"--image-size {image_size} is not a multiple of the tokenizer's factor {loaded.downsample}"
@@ -205,9 +205,23 @@ def info(
 ) -> None:
     """Print what a tokenizer is, as JSON."""
     from mmfast.files import read_json_object
-    from mmfast.tokenizers.protocol import CONFIG_FILE, load_image_tokenizer, read_tokenizer_config
+    from mmfast.tokenizers.protocol import (
+        CONFIG_FILE,
+        is_torchscript_folder,
+        load_image_tokenizer,
+        read_tokenizer_config,
+    )
 
-    if (path / CONFIG_FILE).is_file():
+    facts: dict[str, Any]
+    if is_torchscript_folder(path):
+        program = load_image_tokenizer(path, allow_torchscript=True)
+        facts = {
+            "kind": "cosmos",
+            "codebook_sizes": list(program.codebook_sizes),
+            "downsample": program.downsample,
+            "fingerprint": program.fingerprint,
+        }
+    elif (path / CONFIG_FILE).is_file():
         loaded = load_image_tokenizer(path)
         facts = {**read_tokenizer_config(path), "fingerprint": loaded.fingerprint}
         if (path / REPORT_FILE).is_file():

@@ -1,8 +1,11 @@
 """`mmfast train`: trains a model; `torchrun -m mmfast.train` does so on several processes."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from mmfast.errors import UsageError
 
 app = typer.Typer(help="Train a model.", add_completion=False, pretty_exceptions_enable=False)
 
@@ -38,7 +41,7 @@ def train(
     """Trains on an indexed dataset and exports the model in the Hugging Face layout.
 
     The run folder (key `output`) receives config.yaml, env.json, metrics.jsonl, checkpoints/,
-    summary.json and model/.
+    summary.json, and model/ with its card.
     """
     import json
 
@@ -59,6 +62,20 @@ def train(
         return
     from mmfast.train.trainer import train as run
 
-    summary = run(resolved, resume=resume)
+    prompts = resolved.train.sample_prompts
+    if resolved.train.sample_every and not Path(prompts).is_file():
+        raise UsageError(f"train.sample_prompts: there is no file {prompts}")
+
+    def draw(model: Path, output: Path) -> None:
+        from mmfast.cli.generate import app as generate
+
+        inputs = ["--model", str(model), "--prompts", prompts, "--seed", str(resolved.seed)]
+        generate(["images", *inputs, "--output", str(output)], standalone_mode=False)
+
+    summary = run(resolved, resume=resume, draw=draw)
     if rank() == 0:
+        if "stopped_at" not in summary:
+            from mmfast.report import save_model_card
+
+            save_model_card(Path(resolved.output))
         typer.echo(json.dumps(summary, indent=2))

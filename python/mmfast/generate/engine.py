@@ -57,6 +57,7 @@ class Engine:
         self.is_static = self.device.type == "cuda" if static is None else static
         self._max_positions = int(self._config.max_position_embeddings)
         self._step: DecodeStep | None = None
+        self._is_running = False
         self._check_layers()
         self._check_head()
         self._decode: Callable[..., torch.Tensor] = self._decode_plain
@@ -75,12 +76,11 @@ class Engine:
             UsageError: a request that does not fit the model's context or the rows.
         """
         results: dict[int, Result] = {}
-        for partial in self.stream(requests, every=BLOCK, progress=progress):
+        for partial in self._stream(requests, BLOCK, progress, shows_ids=False):
             if partial.result is not None:
                 results[partial.request_idx] = partial.result
         return [results[request_idx] for request_idx in range(len(requests))]
 
-    @torch.inference_mode()
     def stream(
         self,
         requests: Sequence[Request],
@@ -97,13 +97,44 @@ class Engine:
             progress: as in `run`.
 
         Raises:
-            UsageError: a request that does not fit the model's context or the rows.
+            UsageError: a request that does not fit the model's context or the rows, or an earlier
+                stream that has not come to its end.
         """
-        self.check(requests)
         if every < 1:
             raise UsageError(f"ids can be looked at after every 1 or more, not {every}")
+        yield from self._stream(requests, every, progress, shows_ids=True)
+
+    @torch.inference_mode()
+    def _stream(
+        self,
+        requests: Sequence[Request],
+        every: int,
+        progress: Progress | None,
+        *,
+        shows_ids: bool,
+    ) -> Iterator[Partial]:
+        """As `stream`; without `shows_ids` only results carry ids, and nothing waits for the others."""
+        self.check(requests)
         if not requests:
             return
+        if self._is_running:
+            raise UsageError(
+                "an earlier stream of this engine has not come to its end; finish or close it first"
+            )
+        self._is_running = True
+        try:
+            yield from self._run(requests, every, progress, shows_ids=shows_ids)
+        finally:
+            self._is_running = False
+
+    def _run(
+        self,
+        requests: Sequence[Request],
+        every: int,
+        progress: Progress | None,
+        *,
+        shows_ids: bool,
+    ) -> Iterator[Partial]:
         state = self.decode_step(requests)
         # No more is kept of prompts than the rows themselves hold.
         prompts = self.prompts(self.num_rows * state.cache.num_blocks * BLOCK)
@@ -118,7 +149,7 @@ class Engine:
                 is_due = slot.num_emitted - slot.num_told >= every
                 if not slot.has_ended and not is_due:
                     continue
-                ids = run.ids(slot)
+                ids = run.ids(slot) if shows_ids or slot.has_ended else ()
                 result = None
                 if slot.has_ended:
                     result = run.take(slot, ids)

@@ -11,6 +11,9 @@ from mmfast.vocab import Vocabulary
 SEPARATOR_ROLES = ("bos", "eos", "break")
 """Special tokens that end a segment and are never part of a span."""
 
+CAPTION_END_ROLES = ("break", "boi", "img")
+"""Special tokens that end a caption: what follows belongs to the picture."""
+
 MODALITY_NUMBERS = {"text": TEXT, "image": IMAGE}
 
 
@@ -21,15 +24,21 @@ class NextToken:
     Attributes:
         image_noise_prob: chance in [0, 1] that an image id in the input, never in the labels, is
             replaced by a random id of its code range.
+        caption_dropout: chance in [0, 1] that a document with a picture loses its caption, the text in front
+            of the first picture, so that the model learns to draw without one, as guidance needs
+            (classifier-free guidance, arXiv 2207.12598). Special tokens stay, and text behind `boi` or
+            `break` is no caption.
     """
 
     image_noise_prob: float = 0.0
+    caption_dropout: float = 0.0
 
     def native(self, vocabulary: Vocabulary | None) -> _mmfast.Objective:
-        """The objective for a vocabulary; only noise needs one."""
-        return _mmfast.Objective.next_token(
+        """The objective for a vocabulary; only noise and dropout need one."""
+        objective = _mmfast.Objective.next_token(
             image_noise_prob=self.image_noise_prob, code_ranges=code_ranges(vocabulary)
         )
+        return _with_dropout(objective, self.caption_dropout, vocabulary)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +65,7 @@ class Cm3:
         sentinel_loss_weight: weight of sentinels as targets. Their place is random, so the CM3 paper
             gives them 0.
         image_noise_prob: as in `NextToken`.
+        caption_dropout: as in `NextToken`, before any span is drawn.
     """
 
     spans: Literal["poisson", "fixed"] = "poisson"
@@ -66,6 +76,7 @@ class Cm3:
     whole_segment_modality: Literal["text", "image"] | None = None
     sentinel_loss_weight: float = 0.0
     image_noise_prob: float = 0.0
+    caption_dropout: float = 0.0
 
     def native(self, vocabulary: Vocabulary | None) -> _mmfast.Objective:
         """The objective for a vocabulary; `UsageError` if roles are missing, `ValueError` on bad values."""
@@ -79,7 +90,7 @@ class Cm3:
         for name, value in (("min_spans", self.min_spans), ("max_spans", max_spans)):
             if value < 0:
                 raise ValueError(f"{name} must not be negative, found {value}")
-        return _mmfast.Objective.cm3(
+        objective = _mmfast.Objective.cm3(
             spans=self.spans,
             span_rate=self.span_rate,
             min_spans=self.min_spans,
@@ -93,6 +104,26 @@ class Cm3:
             eoss=eoss,
             separators=separators,
         )
+        return _with_dropout(objective, self.caption_dropout, vocabulary)
+
+
+def _with_dropout(
+    objective: _mmfast.Objective, probability: float, vocabulary: Vocabulary | None
+) -> _mmfast.Objective:
+    if probability == 0:
+        return objective
+    special, ends = caption_ids(vocabulary)
+    return objective.with_caption_dropout(probability=probability, special=special, ends=ends)
+
+
+def caption_ids(vocabulary: Vocabulary | None) -> tuple[list[int], list[int]]:
+    """Ids that stay in a caption that is left out, and those of them that end one."""
+    if vocabulary is None:
+        raise UsageError(
+            "caption_dropout needs a vocabulary: pass vocabulary=, or keep vocabulary.json beside the data"
+        )
+    ends = [vocabulary[role] for role in CAPTION_END_ROLES if role in vocabulary]
+    return sorted(vocabulary.special.values()), ends
 
 
 def code_ranges(vocabulary: Vocabulary | None) -> list[tuple[int, int]]:

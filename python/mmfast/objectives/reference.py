@@ -11,18 +11,19 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mmfast.data.segment import IMAGE, MODALITY_BITS, NO_LOSS, TEXT
+from mmfast.data.segment import IMAGE, MEDIA, MODALITY_BITS, NO_LOSS, TEXT, VIDEO
 from mmfast.objectives.config import (
     MODALITY_NUMBERS,
     Cm3,
     NextToken,
+    caption_ids,
     cm3_ids,
     code_ranges,
 )
 from mmfast.objectives.document import NO_LIMIT, SegmentLike, TransformedDocument
 from mmfast.vocab import Vocabulary
 
-PURPOSE_SPANS, PURPOSE_IMAGE_NOISE = 4, 5
+PURPOSE_SPANS, PURPOSE_IMAGE_NOISE, PURPOSE_CAPTION_DROPOUT = 4, 5, 7
 WHOLE_SEGMENT_DRAW, COUNT_DRAW, FIRST_CANDIDATE_DRAW = 0, 1, 2
 CANDIDATES_PER_SPAN = 256
 IDS_PER_SPAN = 3
@@ -98,8 +99,12 @@ def transform_document(
     def draws(purpose: int) -> Draws:
         return Draws(seed=seed, purpose=purpose, source=source, epoch=epoch, document=document)
 
-    ids = [int(i) for segment in segments for i in np.asarray(segment.ids).reshape(-1)]
-    lengths = [np.asarray(segment.ids).size for segment in segments]
+    runs = [[int(i) for i in np.asarray(segment.ids).reshape(-1)] for segment in segments]
+    uniform = draws(PURPOSE_CAPTION_DROPOUT).pair(0)[0]
+    if happens(objective.caption_dropout, uniform):
+        runs = without_caption(runs, [s.mode for s in segments], vocabulary)
+    ids = [token for run in runs for token in run]
+    lengths = [len(run) for run in runs]
     modes = [s.mode for s, length in zip(segments, lengths, strict=True) for _ in range(length)]
     inputs = noisy_inputs(ids, modes, objective, vocabulary, draws(PURPOSE_IMAGE_NOISE))
     tokens = [
@@ -128,6 +133,28 @@ def transform_document(
         loss_weights=np.array(columns[3], dtype=np.float32),
         num_spans=len(spans),
     )
+
+
+def without_caption(
+    runs: Sequence[list[int]], modes: Sequence[int], vocabulary: Vocabulary | None
+) -> list[list[int]]:
+    """A document's sequences without the text before its first picture; special ids stay."""
+    is_picture = [mode & MODALITY_BITS in (IMAGE, VIDEO) for mode in modes]
+    if not any(is_picture):
+        return list(runs)
+    special, ends = caption_ids(vocabulary)
+    result, in_caption = [], True
+    for run, mode, picture in zip(runs, modes, is_picture, strict=True):
+        in_caption = in_caption and not picture
+        kept = []
+        for token in run:
+            is_text = mode & MODALITY_BITS == TEXT and not mode & MEDIA
+            if is_text and token in ends:
+                in_caption = False
+            if not in_caption or not is_text or token in special:
+                kept.append(token)
+        result.append(kept)
+    return result
 
 
 def noisy_inputs(

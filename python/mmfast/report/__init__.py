@@ -6,6 +6,7 @@
 >>> html = report_html(run, summarise(run))  # doctest: +SKIP
 """
 
+from mmfast.report.card import save_model_card
 from mmfast.report.page import report_html, save_page
 from mmfast.report.pictures import grid_image, save_grid
 from mmfast.report.run import Run, read_run
@@ -18,6 +19,7 @@ __all__ = [
     "read_run",
     "report_html",
     "save_grid",
+    "save_model_card",
     "save_page",
     "save_summary",
     "summarise",

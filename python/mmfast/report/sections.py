@@ -193,7 +193,7 @@ def losses(run: Run) -> Markup | None:
     charts: list[Markup] = []
     for training in run.trainings:
         chart = line_chart(
-            _loss_series(training),
+            loss_series(training),
             x_title="step",
             description="training loss by step, by modality",
         )
@@ -278,7 +278,8 @@ def _scores(run: Run) -> list[tuple[str, Score]]:
     return scores
 
 
-def _loss_series(training: Training) -> list[Series]:
+def loss_series(training: Training) -> list[Series]:
+    """Curves of a training run: each loss, smoothed over its steps, and held-out loss."""
     series = []
     for colour, name in enumerate(training.loss_names()):
         points = training.losses(name)

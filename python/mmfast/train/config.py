@@ -275,6 +275,8 @@ class LoopConfig:
         peak_tflops: peak of one device in the type of `parallel.param_dtype`, for the utilisation; 0 goes
             by the device's name.
         loggers: where figures go beside `metrics.jsonl`.
+        sample_every: steps between pictures drawn from `sample_prompts`; 0 for none.
+        sample_prompts: prompts, JSON lines as `mmfast generate images` takes them.
         profile_step: three steps from this one on are profiled; 0 for none.
     """
 
@@ -294,6 +296,8 @@ class LoopConfig:
     trainable_rows: list[str] = dataclasses.field(default_factory=list)
     peak_tflops: float = 0.0
     loggers: list[str] = dataclasses.field(default_factory=list)
+    sample_every: int = 0
+    sample_prompts: str = ""
     profile_step: int = 0
 
     def __post_init__(self) -> None:
@@ -311,11 +315,14 @@ class LoopConfig:
             "checkpoint_every",
             "validate_every",
             "keep_every",
+            "sample_every",
             "profile_step",
             "peak_tflops",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} is {getattr(self, name)}, but is negative")
+        if self.sample_every and not self.sample_prompts:
+            raise ValueError("train.sample_every needs train.sample_prompts, a file of prompts")
         for name in self.loggers:
             if name not in LOGGERS:
                 raise ValueError(f"train.loggers names {name!r}; there are {', '.join(LOGGERS)}")

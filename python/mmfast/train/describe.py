@@ -8,21 +8,29 @@ from mmfast.data import Batch
 from mmfast.data.segment import modality_name
 from mmfast.distributed import world_size
 from mmfast.errors import UsageError
-from mmfast.models import build_decoder, parameter_count
+from mmfast.models import add_adapters, build_decoder, parameter_count
 from mmfast.models.decoder import DecoderConfig
 from mmfast.train import datasets
 from mmfast.train.config import TrainConfig
 from mmfast.train.loss import LOGITS_AT_ONCE
+from mmfast.train.trainable import freeze
 from mmfast.vocab import Vocabulary
 
-ADAMW_BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and two moments
+WEIGHT_BYTES = 4  # fp32
+ADAMW_BYTES = 12  # gradient and two moments of a weight that is trained
 SHOWN_IDS = 6
 
 
 def describe_run(config: TrainConfig) -> str:
     """What a run would do; reads the data's first batch and writes nothing."""
     dataset = datasets.open_folder(config.data, config.tokenizer)
-    num_parameters = parameter_count(build_decoder(config.model, dataset.vocabulary))
+    decoder = build_decoder(config.model, dataset.vocabulary)
+    if config.lora.rank:
+        lora = config.lora
+        add_adapters(decoder, rank=lora.rank, alpha=lora.alpha, targets=lora.targets)
+    freeze(decoder, config)
+    num_parameters = parameter_count(decoder)
+    num_trained = sum(p.numel() for p in decoder.parameters() if p.requires_grad)
     batch = datasets.next_batch(iter(datasets.open_loader(config, dataset.vocabulary)))
     if batch is None:
         raise UsageError("the data ends before the first batch is full")
@@ -30,8 +38,8 @@ def describe_run(config: TrainConfig) -> str:
         [
             config_yaml(config).rstrip(),
             "",
-            f"parameters: {num_parameters:,}",
-            _memory(config, num_parameters, dataset.vocabulary),
+            f"parameters: {num_parameters:,}, trained: {num_trained:,}",
+            _memory(config, num_parameters, num_trained, dataset.vocabulary),
             _counts(config, batch),
             "first row:",
             *render_row(batch, 0, dataset.vocabulary, _text_decoder(dataset.text_tokenizer)),
@@ -98,10 +106,13 @@ def _text_decoder(tokenizer: Path | None) -> Callable[[list[int]], str]:
     return decode
 
 
-def _memory(config: TrainConfig, num_parameters: int, vocabulary: Vocabulary) -> str:
+def _memory(
+    config: TrainConfig, num_parameters: int, num_trained: int, vocabulary: Vocabulary
+) -> str:
     """Rough memory of one process: AdamW state, and what a forward keeps for its backward."""
     shape: DecoderConfig = config.model
-    state = num_parameters * ADAMW_BYTES_PER_PARAMETER / world_size()
+    shards = world_size() / config.parallel.replicate
+    state = (num_parameters * WEIGHT_BYTES + num_trained * ADAMW_BYTES) / shards
     rows = -(-config.train.global_batch_bins // world_size())
     tokens = min(rows, config.train.micro_batch_bins or rows) * config.data.bin_tokens
     width = 4 if config.parallel.param_dtype == "float32" else 2

@@ -196,9 +196,12 @@ class MetricsLog:
                 name = str(line.pop("split")).replace(" ", "/")
                 self._send(step, {f"{name}/{key}": value for key, value in line.items()})
             self.validated_step = step
-        # Training's rate is not charged with the time that validation took.
-        self._interval_started = time.perf_counter()
+        self.restart_interval()
         return means
+
+    def restart_interval(self) -> None:
+        """Keeps the time since the last line, spent on something else, out of training's rates."""
+        self._interval_started = time.perf_counter()
 
     def _send(self, step: int, figures: Mapping[str, Any]) -> None:
         for logger in self.loggers:

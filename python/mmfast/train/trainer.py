@@ -7,9 +7,10 @@ size of a micro-batch changes the result beyond rounding.
 
 import dataclasses
 import gc
+import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,11 @@ from mmfast.train.trainable import RowFilter, freeze
 STEPS_PER_COLLECTION = 50
 
 
-def train(config: TrainConfig, *, resume: str = "auto") -> dict[str, Any]:
+Draw = Callable[[Path, Path], None]
+"""Draws pictures with the exported model in the first folder into the second; every rank calls it."""
+
+
+def train(config: TrainConfig, *, resume: str = "auto", draw: Draw | None = None) -> dict[str, Any]:
     """Trains, checkpoints and exports; under `torchrun` every rank calls it.
 
     Args:
@@ -60,6 +65,8 @@ def train(config: TrainConfig, *, resume: str = "auto") -> dict[str, Any]:
         resume: `auto` goes on from the run folder's latest checkpoint if there is one, `never`
             insists on a fresh run, anything else is the path of a checkpoint. Checkpoints hold
             pickled data: never resume from a stranger's.
+        draw: what `train.sample_every` calls, into `samples/step-N`; the command draws
+            `train.sample_prompts`.
 
     Returns:
         What `summary.json` holds; after SIGTERM, whose state is saved, only `{"stopped_at": step}`.
@@ -79,12 +86,13 @@ def train(config: TrainConfig, *, resume: str = "auto") -> dict[str, Any]:
         quiet_collector(),
         explained(config, checkpoints),
     ):
-        return _Run(config, resume).fit(stop)
+        return _Run(config, resume, draw).fit(stop)
 
 
 class _Run:
-    def __init__(self, config: TrainConfig, resume: str) -> None:
+    def __init__(self, config: TrainConfig, resume: str, draw: Draw | None) -> None:
         self.config = config
+        self.draw = draw
         self.output = Path(config.output)
         self.checkpoints = self.output / "checkpoints"
         self.device = (
@@ -268,6 +276,8 @@ class _Run:
                 metrics.flush(announce=True)
             if _due(done, loop.validate_every) and done < loop.steps:
                 self._validate(done, metrics)
+            if _due(done, loop.sample_every) and self.draw is not None:
+                self._sample(done, self.draw, metrics)
             self.state = dataclasses.replace(
                 self.state,
                 step=done,
@@ -359,17 +369,33 @@ class _Run:
         self.writer.save(model=self.model, optimizer=self.optimizer, state=self.state)
         self.saved_step = self.state.step
 
-    def _finish(self) -> dict[str, Any]:
-        self.loader.close()
+    def _sample(self, step: int, draw: Draw, metrics: MetricsLog) -> None:
+        """Draws with the weights of this step; the run's random state is left as it was."""
+        metrics.flush(announce=False)
+        folder = self.output / "samples" / f"step-{step}"
+        model = folder / "model"
+        self._export(model, dtype=torch.float32)
+        with torch.random.fork_rng():
+            draw(model, folder)
+        barrier()
+        if rank() == 0:
+            shutil.rmtree(model)
+        metrics.restart_interval()
+
+    def _export(self, folder: Path, *, dtype: torch.dtype) -> None:
         lora = self.config.lora
         export_model(
             self.model.decoder,
-            self.output / "model",
+            folder,
             config=self.config.model,
             dataset=self.dataset,
-            dtype=getattr(torch, self.config.train.export_dtype),
+            dtype=dtype,
             lora_scale=lora.alpha / lora.rank if lora.rank else 0.0,
         )
+
+    def _finish(self) -> dict[str, Any]:
+        self.loader.close()
+        self._export(self.output / "model", dtype=getattr(torch, self.config.train.export_dtype))
         figures = {
             "train_tokens": self.state.tokens,
             "train_seconds": round(self.state.seconds, 3),

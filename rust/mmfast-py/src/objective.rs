@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use mmfast_core::Error;
 use mmfast_core::objective::{
-    Cm3, ImageNoise, Objective as CoreObjective, Sequence, SpanCount, Transformed,
+    CaptionDropout, Cm3, ImageNoise, Objective as CoreObjective, Sequence, SpanCount, Transformed,
 };
 use mmfast_core::random::{Chance, DocumentKey, PoissonTable};
 use numpy::{IntoPyArray, PyArray1, PyArrayMethods};
@@ -79,6 +79,20 @@ impl Objective {
         };
         Ok(Self {
             core: build().map_err(to_py)?,
+        })
+    }
+
+    /// The same objective with captions left out of some documents.
+    #[pyo3(signature = (*, probability, special, ends))]
+    fn with_caption_dropout(
+        &self,
+        probability: f64,
+        special: Vec<i64>,
+        ends: Vec<i64>,
+    ) -> PyResult<Self> {
+        let dropout = CaptionDropout::new(probability, special, ends).map_err(to_py)?;
+        Ok(Self {
+            core: self.core.clone().with_caption_dropout(dropout),
         })
     }
 

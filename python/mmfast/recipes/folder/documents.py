@@ -53,7 +53,9 @@ class FolderPreparation(CaptionedImages):
         self._options = options
         device = resolve_device(options.device)
         self._device_kind = device.partition(":")[0]
-        self._image_tokenizer = load_image_tokenizer(options.image_tokenizer, device=device)
+        self._image_tokenizer = load_image_tokenizer(
+            options.image_tokenizer, device=device, allow_torchscript=True
+        )
         self._text_tokenizer = load_text_tokenizer(options.text_tokenizer)
         tokenizer = self._image_tokenizer
         if tokenizer.levels != 1:

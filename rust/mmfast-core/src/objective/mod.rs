@@ -1,18 +1,21 @@
 //! What the model sees of a document: the tokens in training order, their inputs and their weights.
 //!
 //! Next-token training leaves the order alone; CM3 moves spans to the end ([`Cm3`]). Both weigh ids of
-//! "no loss" sequences and placeholders for media 0 and may replace image ids in the input ([`ImageNoise`]).
+//! "no loss" sequences and placeholders for media 0, may leave captions out first ([`CaptionDropout`]) and may
+//! replace image ids in the input ([`ImageNoise`]).
 //!
 //! How many spans a document gets is drawn from the lengths and modes of its sequences alone
 //! ([`Objective::num_spans_at_most`]), so that rows can be planned without reading an id. What is read
-//! later can only lower the number (a document of nothing but separators has nothing to move), which
-//! leaves three pad ids per missing span in the row.
+//! later can only lower the number (a document of nothing but separators has nothing to move) and leave a
+//! caption out; the row then has as many pad ids more.
 
 mod cm3;
+mod dropout;
 mod noise;
 mod spans;
 
 pub use cm3::{Cm3, SpanCount, restore};
+pub use dropout::CaptionDropout;
 pub use noise::ImageNoise;
 pub use spans::Span;
 
@@ -154,6 +157,7 @@ impl Original<'_> {
 pub struct Objective {
     masking: Option<Cm3>,
     noise: Option<ImageNoise>,
+    dropout: Option<CaptionDropout>,
 }
 
 impl Objective {
@@ -162,6 +166,7 @@ impl Objective {
         Self {
             masking: None,
             noise,
+            dropout: None,
         }
     }
 
@@ -170,7 +175,14 @@ impl Objective {
         Self {
             masking: Some(masking),
             noise,
+            dropout: None,
         }
+    }
+
+    /// The same with captions left out of some documents.
+    #[must_use]
+    pub fn with_caption_dropout(self, dropout: Option<CaptionDropout>) -> Self {
+        Self { dropout, ..self }
     }
 
     /// The objective's draws under a seed.
@@ -178,6 +190,7 @@ impl Objective {
         SeededObjective {
             spans: Generator::new(seed, Purpose::Spans),
             noise: Generator::new(seed, Purpose::ImageNoise),
+            dropout: Generator::new(seed, Purpose::CaptionDropout),
             objective: self,
         }
     }
@@ -186,11 +199,17 @@ impl Objective {
     pub fn description(&self) -> String {
         let masking = self.masking.as_ref().map(Cm3::description);
         let noise = self.noise.as_ref().map(ImageNoise::description);
-        format!(
+        let mut text = format!(
             "{}; {}",
             masking.as_deref().unwrap_or("next token"),
             noise.as_deref().unwrap_or("no noise")
-        )
+        );
+        // Without dropout the text, and with it every fingerprint, is that of builds before it.
+        if let Some(dropout) = &self.dropout {
+            text.push_str("; ");
+            text.push_str(&dropout.description());
+        }
+        text
     }
 }
 
@@ -200,6 +219,7 @@ pub struct SeededObjective {
     objective: Objective,
     spans: Generator,
     noise: Generator,
+    dropout: Generator,
 }
 
 impl SeededObjective {
@@ -220,8 +240,8 @@ impl SeededObjective {
     /// Brings a document into training order; `output` is overwritten.
     ///
     /// `ids` are the ids of `sequences` one after the other, and there are no more than `max_tokens`
-    /// of them. The result has `ids.len() + 3 * num_spans` tokens and never more than `max_tokens`: a
-    /// document that nearly fills a row gets fewer spans.
+    /// of them. The result has `ids.len() + 3 * num_spans` tokens, less a caption that is left out, and
+    /// never more than `max_tokens`: a document that nearly fills a row gets fewer spans.
     pub fn transform(
         &self,
         key: DocumentKey,
@@ -243,6 +263,14 @@ impl SeededObjective {
         max_tokens: u64,
         sink: &mut impl TokenSink,
     ) -> usize {
+        let objective = &self.objective;
+        let shorter = objective.dropout.as_ref().and_then(|dropout| {
+            dropout.without_caption(&self.dropout.document(key), sequences, ids)
+        });
+        let (sequences, ids) = match &shorter {
+            Some((sequences, ids)) => (sequences.as_slice(), ids.as_slice()),
+            None => (sequences, ids),
+        };
         let original = Original {
             sequences,
             ids,
@@ -268,6 +296,8 @@ impl SeededObjective {
 
     /// Whether a document's tokens are its ids as they are.
     pub(crate) fn is_plain(&self) -> bool {
-        self.objective.masking.is_none() && self.objective.noise.is_none()
+        self.objective.masking.is_none()
+            && self.objective.noise.is_none()
+            && self.objective.dropout.is_none()
     }
 }

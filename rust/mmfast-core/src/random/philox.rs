@@ -50,6 +50,8 @@ pub enum Purpose {
     ImageNoise = 5,
     /// Which documents go into which part of a dataset that is split.
     Split = 6,
+    /// Captions that are left out.
+    CaptionDropout = 7,
 }
 
 /// All draws of one purpose under one seed.
