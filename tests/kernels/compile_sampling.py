@@ -168,7 +168,7 @@ def main() -> None:
                         **resources(compiled.asm["cubin"]),
                     }
                 )
-    json.dump(results, sys.stdout)
+    json.dump(results, sys.stdout, indent=1)
 
 
 if __name__ == "__main__":
