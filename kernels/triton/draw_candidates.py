@@ -4,6 +4,7 @@ A row with more candidates than the buffer holds is left to `draw_streaming`.
 """
 
 from mmfast.kernels.draw_in_registers import draw_in_registers, store_certain, store_status
+from mmfast.kernels.gather_candidates import load_mass
 from mmfast.kernels.sampling_numbers import NO_KEY, tl, triton
 
 
@@ -12,8 +13,10 @@ def draw_candidates_kernel(
     outputs,
     candidates,
     found,
+    tiles,
     parameters,
     num_ids,
+    MAX_TILES: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
     MAX_CANDIDATES: tl.constexpr,
 ):
@@ -40,6 +43,8 @@ def draw_candidates_kernel(
             store_certain(outputs, row, tl.where(token < num_ids, token, 0), is_empty)
         else:
             full_mass = tl.full((), 0, tl.int64)
+            if tiles is not None:
+                full_mass = load_mass(tiles, row, MAX_TILES)
             draw_in_registers(
                 outputs,
                 parameters,

@@ -147,7 +147,8 @@ def draw_in_registers(
         num_candidates: in [0, BLOCK].
         num_ids: of the row.
         top_key: the row's largest key.
-        full_mass: the row's mass of filter weights before top-k, read under `RULE_FULL_MASS` unless the row is whole.
+        full_mass: the row's mass of filter weights before top-k, read under `RULE_FULL_MASS` and without top-k, unless
+            the row is whole.
     """
     bits = filter_bits(parameters, row)
     rules = tl.load(parameters.rules + row)
@@ -184,7 +185,8 @@ def draw_in_registers(
     top_p = tl.load(parameters.top_p + row)
     if top_p < PROBABILITY_ONE:
         mass = tl.sum(weights, axis=0)
-        whole = tl.where((rules & RULE_FULL_MASS) != 0, full_mass, mass)
+        is_full = ((rules & RULE_FULL_MASS) != 0) | (top_k == 0)
+        whole = tl.where(is_full, full_mass, mass)
         needed = needed_mass(whole, top_p, rules & RULE_EXCLUSIVE)
         if needed <= mass:
             # the edge is the largest v with that mass in keys >= v

@@ -1,9 +1,10 @@
 """The sampler on a GPU, host side: which kernels draw from which rows, and with how much work a program.
 
 - Ranges of at most `MAX_RANGE` ids: `draw_range`, one launch, one read.
-- Rows with a top-k of at most `MAX_TOP_K`: `group_maxima`, `gather_candidates`, `draw_candidates`, two reads, and
-  `draw_streaming` for rows with more candidates than fit.
-- Other rows: `draw_streaming`.
+- Whole rows with a top-k of at most `MAX_TOP_K`: `group_maxima`, `gather_candidates`, `draw_candidates`, two reads;
+  with other filters by rank `tile_masses` comes second, and there are three. `draw_streaming` draws from rows with
+  more candidates than fit.
+- Whole rows without filters by rank: `group_maxima`, `tile_masses`, `draw_from_tiles`, two reads and a tile.
 
 All give what `mmfast.sampling.reference.draw` defines, bit for bit, whatever the launch parameters. Nothing waits
 for the device; one buffer is allocated a call, or none with a `Workspace`, so calls can be captured in a CUDA graph.
@@ -25,6 +26,11 @@ from mmfast.kernels.gather_candidates import Candidates, gather_candidates_kerne
 from mmfast.kernels.group_maxima import RowMaxima, group_maxima_kernel
 from mmfast.kernels.sampling_keys import LogitInputs
 from mmfast.kernels.sampling_numbers import triton
+from mmfast.kernels.tile_masses import (
+    TileMasses,
+    draw_from_tiles_kernel,
+    tile_masses_kernel,
+)
 
 MAX_TOP_K = 4096
 """Largest top-k whose candidates one program holds."""
@@ -41,7 +47,7 @@ class LaunchShape:
         num_splits: programs a row in kernels that read whole rows.
         tile: ids that a program reads at a time.
         num_groups: groups of ids whose maxima are taken, at least `num_splits`.
-        max_candidates: ids that the buffer holds; 0 leaves all rows to `draw_streaming`.
+        max_candidates: ids that the buffer holds; rows with more are left to `draw_streaming`.
         max_range: widest range that `draw_range` takes.
     """
 
@@ -68,7 +74,7 @@ class LaunchShape:
         splits = triton.next_power_of_2(max(2 * num_processors // max(num_rows, 1), 1))
         splits = min(splits, triton.next_power_of_2(triton.cdiv(num_ids, tile)), _MAX_SPLITS)
         if not 0 < top_k_bound <= MAX_TOP_K:
-            return cls(num_splits=splits, tile=tile, max_candidates=0)
+            return cls(num_splits=splits, tile=tile, num_groups=4096, max_candidates=8192)
         # with twice as many groups as k, 1.4 k keys reach the k-th largest maximum where ids are shuffled
         groups = max(triton.next_power_of_2(2 * top_k_bound), 512, splits)
         return cls(num_splits=splits, tile=tile, num_groups=groups, max_candidates=groups)
@@ -143,91 +149,150 @@ def plan(
     )
     if num_rows == 0:
         return outputs, []
-    top_k_bound = 0 if _needs_full_mass(params) else params.top_k_bound
     if shape is None:
-        shape = LaunchShape.of(num_rows, num_ids, top_k_bound, num_processors(device))
+        shape = LaunchShape.of(num_rows, num_ids, params.top_k_bound, num_processors(device))
     is_small = num_ids <= shape.max_range
-    is_bounded = not is_small and shape.max_candidates > 0 and top_k_bound > 0
-    per_split = num_rows * shape.num_splits
-    sizes = [num_rows, num_rows] if params.uses_contrast else [0, 0]
-    if is_bounded:
-        buffer = num_rows * shape.max_candidates
-        sizes += [num_rows * shape.num_groups, per_split, per_split, num_rows, buffer, buffer]
+    splits = shape.num_splits
+    # tiles of all splits, those beyond the end of the row included
+    num_tiles = splits * triton.cdiv(num_ids, splits * shape.tile)
+    per_row = [1, 1] if params.uses_contrast else [0, 0]
+    if not is_small:
+        per_row += [shape.num_groups, splits, splits, 1, 2 * num_tiles, num_tiles, num_tiles]
+        per_row += [shape.max_candidates, shape.max_candidates]
+    sizes = [num_rows * size for size in per_row]
     floor, likeliest, *scratch = (workspace or Workspace()).take(sizes, device)
 
     logits = logit_inputs(inputs, floor, likeliest)
     parameters = row_parameters(inputs)
     launches = []
-    # programs with whole rows have many values alive: fewer ids a thread
-    whole_row = {"TILE": shape.tile, "num_warps": num_warps(4 * shape.tile)}
     if params.uses_contrast:
         arguments = (logits, params.contrastive_log_alpha, num_ids)
-        launches.append(Launch(contrast_floor_kernel, (num_rows,), arguments, whole_row))
+        launches.append(Launch(contrast_floor_kernel, (num_rows,), arguments, _whole_row(shape)))
     if is_small:
         block = max(triton.next_power_of_2(num_ids), 32)
         options = {"BLOCK": block, "num_warps": num_warps(block)}
         arguments = (outputs, logits, parameters, num_ids)
         return outputs, [*launches, Launch(draw_range_kernel, (num_rows,), arguments, options)]
-    found = None
-    if is_bounded:
-        found = RowMaxima(*scratch[:4], num_splits=shape.num_splits)
-        launches += _bounded(
-            outputs, Candidates(*scratch[4:]), found, logits, parameters, num_ids, shape
-        )
-    options = {**whole_row, "MAX_CANDIDATES": shape.max_candidates}
-    arguments = (outputs, found, logits, parameters, num_ids)
-    return outputs, [*launches, Launch(draw_streaming_kernel, (num_rows,), arguments, options)]
+
+    found = RowMaxima(*scratch[:4], num_splits=splits)
+    launches.append(_first_read(found, logits, num_ids, shape))
+    tiles = None
+    is_bounded = 0 < params.top_k_bound <= MAX_TOP_K and not _has_full_mass(params)
+    if not params.uses_rank or not is_bounded:
+        masses, num_kept, highest = scratch[4:7]
+        tiles = TileMasses(masses.view(torch.int64), num_kept, highest, num_tiles)
+    row_reads = _RowReads(outputs, found, tiles, logits, parameters, num_ids, shape)
+    if not params.uses_rank:
+        return outputs, [*launches, *row_reads.without_rank()]
+    return outputs, [*launches, *row_reads.by_rank(Candidates(*scratch[7:]))]
 
 
-def _bounded(
-    outputs: DrawOutputs,
-    candidates: Candidates,
-    found: RowMaxima,
-    logits: LogitInputs,
-    parameters: RowParameters,
-    num_ids: int,
-    shape: LaunchShape,
-) -> list[Launch]:
-    num_rows, splits = outputs.num_kept.shape[0], shape.num_splits
-    width = shape.num_groups // splits
+def _whole_row(shape: LaunchShape) -> dict[str, int]:
+    # programs with whole rows have many values alive: fewer ids a thread
+    return {"TILE": shape.tile, "num_warps": num_warps(4 * shape.tile)}
+
+
+def _first_read(found: RowMaxima, logits: LogitInputs, num_ids: int, shape: LaunchShape) -> Launch:
+    width = shape.num_groups // shape.num_splits
     height = max(shape.tile // width, 1)
-    num_tiles = triton.cdiv(num_ids, splits * height * width)
-    return [
-        Launch(
-            group_maxima_kernel,
-            (num_rows, splits),
-            (found, logits, num_ids, num_tiles),
-            {"HEIGHT": height, "WIDTH": width, "num_warps": num_warps(height * width)},
-        ),
-        Launch(
+    return Launch(
+        group_maxima_kernel,
+        (logits.num_rows, shape.num_splits),
+        (found, logits, num_ids, triton.cdiv(num_ids, shape.num_splits * height * width)),
+        {"HEIGHT": height, "WIDTH": width, "num_warps": num_warps(2 * height * width)},
+    )
+
+
+class _RowReads(NamedTuple):
+    """What follows the first read of whole rows."""
+
+    outputs: DrawOutputs
+    found: RowMaxima
+    tiles: TileMasses | None
+    logits: LogitInputs
+    parameters: RowParameters
+    num_ids: int
+    shape: LaunchShape
+
+    def without_rank(self) -> list[Launch]:
+        outputs, found, tiles, logits, parameters, num_ids, shape = self
+        options = {
+            "MAX_SPLITS": shape.num_splits,
+            "MAX_TILES": self.max_tiles,
+            "NUM_GROUPS": shape.num_groups,
+            "TILE": shape.tile,
+            "num_warps": self.num_warps,
+        }
+        arguments = (outputs, tiles, found, logits, parameters, num_ids)
+        draw = Launch(draw_from_tiles_kernel, (logits.num_rows,), arguments, options)
+        return [self.masses(is_filtered=True), draw]
+
+    def by_rank(self, candidates: Candidates) -> list[Launch]:
+        outputs, found, tiles, logits, parameters, num_ids, shape = self
+        options = {"MAX_TILES": self.max_tiles, "MAX_CANDIDATES": shape.max_candidates}
+        gather = Launch(
             gather_candidates_kernel,
-            (num_rows, splits),
+            (logits.num_rows, shape.num_splits),
+            (candidates, found, tiles, logits, parameters, num_ids, self.tiles_per_split),
+            {
+                **options,
+                "NUM_GROUPS": shape.num_groups,
+                "TILE": shape.tile,
+                "num_warps": self.num_warps,
+            },
+        )
+        draw = Launch(
+            draw_candidates_kernel,
+            (logits.num_rows,),
+            (outputs, candidates, found, tiles, parameters, num_ids),
+            {
+                **options,
+                "MAX_SPLITS": shape.num_splits,
+                "num_warps": min(max(shape.max_candidates // 256, 1), 32),
+            },
+        )
+        leftover = Launch(
+            draw_streaming_kernel,
+            (logits.num_rows,),
+            (outputs, found, logits, parameters, num_ids),
+            {**_whole_row(shape), "MAX_CANDIDATES": shape.max_candidates},
+        )
+        masses = [] if tiles is None else [self.masses(is_filtered=False)]
+        return [*masses, gather, draw, leftover]
+
+    def masses(self, *, is_filtered: bool) -> Launch:
+        shape = self.shape
+        return Launch(
+            tile_masses_kernel,
+            (self.logits.num_rows, shape.num_splits),
             (
-                candidates,
-                found,
-                logits,
-                parameters,
-                num_ids,
-                triton.cdiv(num_ids, splits * shape.tile),
+                self.tiles,
+                self.found,
+                self.logits,
+                self.parameters,
+                self.num_ids,
+                self.tiles_per_split,
             ),
             {
+                "IS_FILTERED": is_filtered,
                 "NUM_GROUPS": shape.num_groups,
-                "MAX_CANDIDATES": shape.max_candidates,
                 "TILE": shape.tile,
-                "num_warps": num_warps(max(shape.tile, shape.num_groups // 2)),
+                "num_warps": self.num_warps,
             },
-        ),
-        Launch(
-            draw_candidates_kernel,
-            (num_rows,),
-            (outputs, candidates, found, parameters, num_ids),
-            {
-                "MAX_SPLITS": splits,
-                "MAX_CANDIDATES": shape.max_candidates,
-                "num_warps": num_warps(shape.max_candidates),
-            },
-        ),
-    ]
+        )
+
+    @property
+    def tiles_per_split(self) -> int:
+        return triton.cdiv(self.num_ids, self.shape.num_splits * self.shape.tile)
+
+    @property
+    def max_tiles(self) -> int:
+        """A power of two; rows of different lengths share few of them, so that few kernels are compiled."""
+        return max(triton.next_power_of_2(self.shape.num_splits * self.tiles_per_split), 16)
+
+    @property
+    def num_warps(self) -> int:
+        return num_warps(max(self.shape.tile, self.shape.num_groups // 2))
 
 
 def logit_inputs(inputs: Any, floor: torch.Tensor, likeliest: torch.Tensor) -> LogitInputs:
@@ -291,7 +356,7 @@ def num_processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _needs_full_mass(params: Any) -> bool:
+def _has_full_mass(params: Any) -> bool:
     return any(rules & _RULE_FULL_MASS for rules in params.rule_sets)
 
 

@@ -180,12 +180,9 @@ def draw_streaming_kernel(
     MAX_CANDIDATES: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Grid (rows,); takes rows with more than `MAX_CANDIDATES` candidates, all rows without `found`."""
+    """Grid (rows,); takes rows with more than `MAX_CANDIDATES` candidates."""
     row = tl.program_id(0).to(tl.int64)
-    num_candidates = tl.full((), MAX_CANDIDATES + 1, tl.int32)
-    if found is not None:
-        num_candidates = tl.load(found.num_candidates + row)
-    if num_candidates > MAX_CANDIDATES:
+    if tl.load(found.num_candidates + row) > MAX_CANDIDATES:
         lanes = tl.arange(0, TILE)
         top_keys = tl.full((TILE,), NO_KEY, tl.int32)
         excluded = tl.zeros((TILE,), tl.int32)

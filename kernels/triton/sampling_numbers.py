@@ -6,6 +6,8 @@ exist or is excluded. Nothing here is fused or flushed: launches pass `enable_fp
 of two are an integer polynomial.
 """
 
+import os
+
 try:
     import triton
     import triton.language as tl
@@ -14,6 +16,11 @@ except ImportError as error:
         "the sampling kernels need Triton, which comes with CUDA builds of torch (`pip install triton` "
         "adds it); sampling with backend='torch' needs none"
     ) from error
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from mmfast.kernels.old_interpreter import repair_loop_bounds
+
+    repair_loop_bounds()
 
 KEY_OF_INFINITY = tl.constexpr(0x7F800000)
 NO_KEY = tl.constexpr(-0x7F800000 - 1)

@@ -99,6 +99,10 @@ def variants(*, is_full: bool) -> list[Variant]:
         "whole, bf16, guided, k 2048": inputs_of(64, VOCABULARY, bf16, **guided),
         "whole, fp16, k 4096": inputs_of(1, VOCABULARY, fp16, top_k=4096),
         "whole, bf16, everything": inputs_of(8, VOCABULARY, bf16, top_k=2048, **three),
+        "whole, bf16, guided, p alone": inputs_of(
+            8, VOCABULARY, bf16, guidance_scale=3.0, top_p=0.9
+        ),
+        "whole, bf16, guided, no filter": inputs_of(8, VOCABULARY, bf16, guidance_scale=3.0),
         "range 8192, bf16, guided": inputs_of(64, 8192, bf16, **guided),
         "range 200, fp32, plain": inputs_of(8, 200, fp32),
         "range 2000, fp16, everything": inputs_of(8, 2000, fp16, **three),
@@ -164,7 +168,7 @@ def main() -> None:
                         **resources(compiled.asm["cubin"]),
                     }
                 )
-    json.dump(results, sys.stdout)
+    json.dump(results, sys.stdout, indent=1)
 
 
 if __name__ == "__main__":

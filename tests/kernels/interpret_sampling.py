@@ -3,7 +3,7 @@
 A script, since the interpreter must be chosen before Triton is imported. Prints JSON: how many configurations and
 rows ran, how many of the rows had more candidates than the buffer holds, and each configuration whose results differ.
 
-    interpret_sampling.py range|bounded|streaming FIRST END [LARGEST]
+    interpret_sampling.py range|bounded|masses|streaming FIRST END [LARGEST]
 """
 
 import json
@@ -21,6 +21,7 @@ from mmfast.sampling.params import SamplingParams
 WIDTHS = {
     "range": (1, 2, 31, 33, 64, 200, 700),
     "bounded": (33, 64, 200, 700),
+    "masses": (33, 64, 200, 700),
     "streaming": (1, 2, 33, 64, 200),
 }
 WORKSPACE = Workspace()
@@ -84,7 +85,7 @@ class Choices:
 def configuration(path: str, seed: int, largest: int) -> tuple[DrawInputs, LaunchShape]:
     """What to draw from, and how; splits, blocks and buffers small enough that all of them matter."""
     choices = Choices(seed)
-    num_rows = choices.one_of(1, 2, 3) if path == "range" else choices.one_of(1, 1, 2)
+    num_rows = choices.one_of(1, 1, 2)
     widths = [width for width in WIDTHS[path] if width <= largest]
     num_ids = (
         choices.one_of(*widths) if largest <= 2000 else choices.integers(1, largest, ()).item()
@@ -97,13 +98,14 @@ def configuration(path: str, seed: int, largest: int) -> tuple[DrawInputs, Launc
     scales = [choices.per_row(num_rows, 0, 0, 1, 1, -1, 1.5, 3, 100) for _ in streams]
     is_contrastive = is_guided and choices.chance(0.3)
     is_penalised = choices.chance(0.3)
-    ks = (1, 2, 5, 20) if path == "bounded" else (0, 0, 1, 2, 5, 50, num_ids, num_ids + 9)
+    ks = (1, 2, 5, 20) if path == "bounded" else (0, 0, 0, 1, 2, 5, 50, num_ids, num_ids + 9)
+    has_rank = path != "masses" or choices.chance(0.5)
     params = SamplingParams.prepare(
         num_rows,
         guidance_scale=scales if is_guided else 1.0,
         temperature=choices.per_row(num_rows, 0, 1e-30, 0.1, 1, 1, 2, 1e4, math.inf),
-        top_k=choices.per_row(num_rows, *ks),
-        top_p=choices.per_row(num_rows, 0, 1e-7, 0.1, 0.5, 0.9, 0.999, 1, 2),
+        top_k=choices.per_row(num_rows, *ks) if has_rank and path != "masses" else 0,
+        top_p=choices.per_row(num_rows, 0, 1e-7, 0.1, 0.5, 0.9, 0.999, 1, 2) if has_rank else 1.0,
         min_p=choices.per_row(num_rows, 0, 0, 0.01, 0.3, 1),
         contrastive_alpha=choices.per_row(num_rows, 0, 0.1, 0.5, 2) if is_contrastive else 0.0,
         contrastive_k=choices.per_row(num_rows, 1, 1, 2, 7),
@@ -136,7 +138,7 @@ def launch_shape(path: str, choices: Choices, largest: int) -> LaunchShape:
         return LaunchShape(num_splits=1)
     if path == "streaming":
         tile = choices.one_of(64, 256, 256) if largest <= 2000 else 4096
-        return LaunchShape(num_splits=1, tile=tile, max_candidates=0, max_range=0)
+        return LaunchShape(num_splits=1, tile=tile, num_groups=32, max_candidates=1, max_range=0)
     if largest > 2000:
         return LaunchShape(num_splits=4, tile=1024, num_groups=512, max_candidates=512, max_range=0)
     return LaunchShape(

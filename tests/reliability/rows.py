@@ -202,6 +202,12 @@ ROWS = (
         python_test("acceptance/test_cm3leon_digits.py"),
     ),
     Row(
+        "sampling-kernels",
+        "Triton's sampling kernels, run by its interpreter, give the reference's tokens, counts, masses and status, "
+        "whatever is filtered and however rows are split, up to 8,192 ids.",
+        (*python_test("kernels/test_sampling_kernels.py"), "-k", "interpreter"),
+    ),
+    Row(
         "address-sanitizer",
         "The core's unit tests and its tests of files read and write only memory that is theirs, and "
         "free all of it (AddressSanitizer, LeakSanitizer).",

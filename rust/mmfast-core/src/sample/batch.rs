@@ -15,7 +15,7 @@ use super::weight::MAX_IDS;
 use crate::error::{Error, Result};
 
 /// Ids below which a thread is not worth its start.
-const IDS_PER_THREAD: usize = 1 << 15;
+const IDS_PER_THREAD: usize = 1 << 16;
 /// Scratch memories that are kept between calls.
 const MAX_SPARE: usize = 64;
 

@@ -78,3 +78,68 @@ on_widest! {
         edge: &mut Vec<Ranked>,
     ) -> Ranked = select::last_of_nucleus;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::logits::{F32, logit_of};
+    use super::super::mix::Streams;
+    use super::super::support::{Bits, Support};
+    use super::*;
+
+    /// Enough ids for whole tiles and a rest.
+    const NUM_IDS: usize = 3_001;
+
+    fn noise(seed: u64) -> Vec<f32> {
+        (1..=3_001_u64)
+            .map(|i| (i * seed).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 48)
+            .map(|bits| f32::from(u16::try_from(bits).unwrap()) / 9_000.0)
+            .collect()
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_same() {
+        let (cond, uncond, words) = (noise(3), noise(5), [0xFFFF_F0FF_u32; 94]);
+        let inputs = RowInputs {
+            streams: Streams::<F32>::new([(2.5, cond.as_slice())].into_iter(), Some(&uncond)),
+            support: Support::Bits(Bits::new(&words, 1)),
+            penalty: Some(Penalty {
+                seen: Bits::new(&[0x0F0F_3333; 94], 2),
+                factor: 1.3,
+                offset: 0.0,
+            }),
+        };
+        let (mut keys, mut plain_keys) = (vec![0; NUM_IDS], vec![0; NUM_IDS]);
+        let (mut loaded, mut plain_loaded) = (Loaded::default(), Loaded::default());
+        loaded.maxima.resize(512, 0);
+        plain_loaded.maxima.resize(512, 0);
+        load(&inputs, 0, &mut keys, 512, &mut loaded);
+        load::load(&inputs, 0, &mut plain_keys, 512, &mut plain_loaded);
+        assert_eq!(keys, plain_keys);
+        assert_eq!(loaded.maxima, plain_loaded.maxima);
+
+        let scale = Scale {
+            top: logit_of(loaded.largest),
+            bits_per_logit: 1.3,
+        };
+        let (mut masses, mut plain_masses) = (Vec::new(), Vec::new());
+        let num_kept = weigh(&keys, 1, scale, &mut masses);
+        assert_eq!(num_kept, masses::weigh(&keys, 1, scale, &mut plain_masses));
+        assert_eq!(masses, plain_masses);
+
+        let (mut buckets, mut edge) = (Buckets::default(), Vec::new());
+        let bound = kth_highest(&loaded.maxima, 200, &mut buckets, &mut edge);
+        let plain = select::kth_highest(&loaded.maxima, 200, &mut buckets, &mut edge);
+        assert_eq!(bound, plain);
+        let (mut found, mut plain_found) = (Vec::new(), Vec::new());
+        collect(&keys, 7, bound.unwrap(), &mut found);
+        select::collect(&keys, 7, bound.unwrap(), &mut plain_found);
+        assert_eq!(found, plain_found);
+        assert!(found.len() >= 200);
+
+        let (lowest, needed) = (Ranked::lowest_of(1), masses.iter().sum::<u64>() / 3);
+        let mut edge = Vec::new();
+        let last = last_of_nucleus(&found, lowest, scale, needed, &mut buckets, &mut edge);
+        let plain = select::last_of_nucleus(&found, lowest, scale, needed, &mut buckets, &mut edge);
+        assert_eq!(last, plain);
+    }
+}
