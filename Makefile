@@ -102,6 +102,7 @@ wheel: dist/.stamp-wheel ## build the abi3 wheel, check its contents, import it 
 test-wheel: wheel
 
 # Where torch, transformers and Triton show: kernels and their compiler, attention, training, generation, the road.
+# What takes minutes and shows no more of them is left to the newest.
 FLOOR_TESTS := tests/kernels tests/e2e tests/unit/test_document_attention.py tests/unit/test_engine.py \
 	tests/unit/test_train_export.py tests/distributed/test_training_runs.py
 
@@ -113,7 +114,8 @@ $(VENV)-floor/.stamp-dependencies: constraints/floor.txt $(STAMP_DEPS)
 .PHONY: test-floor
 test-floor: dist/.stamp-wheel $(VENV)-floor/.stamp-dependencies ## the built wheel under the oldest torch, transformers and Triton
 	$(BIN)/uv pip install --quiet --python $(VENV)-floor/bin/python --no-deps --reinstall dist/*.whl
-	OMP_NUM_THREADS=1 $(VENV)-floor/bin/python -m pytest -n 2 --dist loadgroup $(FLOOR_TESTS)
+	OMP_NUM_THREADS=1 $(VENV)-floor/bin/python -m pytest -n 2 --dist loadgroup $(FLOOR_TESTS) \
+		-k 'not random_configurations and not folder_of_photographs and not dry_run'
 
 # The list is complete; --no-deps, as one peer's own bounds are overridden in it (constraints/peers-overrides.txt).
 $(VENV)-peers/.stamp-dependencies: constraints/peers.txt $(STAMP_DEPS)

@@ -26,7 +26,7 @@ VISUAL_IDS = "Emu3 visual ids, 64x64"
 
 @pytest.mark.benchmark(group=ENCODE)
 @pytest.mark.parametrize("contender", ["mmfast", "transformers"])
-def bench_encode(contender: str, emu3_tokenizer, photograph, measure) -> None:
+def test_encode(contender: str, emu3_tokenizer, photograph, measure) -> None:
     size = torch.tensor([photograph.shape[2:]])
 
     def stock() -> torch.Tensor:
@@ -42,7 +42,7 @@ def bench_encode(contender: str, emu3_tokenizer, photograph, measure) -> None:
 
 @pytest.mark.benchmark(group=DECODE)
 @pytest.mark.parametrize("contender", ["mmfast", "transformers"])
-def bench_decode(contender: str, emu3_tokenizer, photograph, measure) -> None:
+def test_decode(contender: str, emu3_tokenizer, photograph, measure) -> None:
     codes = emu3_tokenizer.encode(photograph)
 
     def stock() -> torch.Tensor:
@@ -58,7 +58,7 @@ def bench_decode(contender: str, emu3_tokenizer, photograph, measure) -> None:
 
 @pytest.mark.benchmark(group=SEARCH)
 @pytest.mark.parametrize("contender", ["mmfast nearest_code", "transformers quantizer"])
-def bench_search(contender: str, emu3_tokenizer, measure) -> None:
+def test_search(contender: str, emu3_tokenizer, measure) -> None:
     generator = torch.Generator().manual_seed(0)
     quantizer = emu3_tokenizer.network.quantize
     codebook = quantizer.embedding.weight.detach()
@@ -96,7 +96,7 @@ def peak_megabytes(function) -> float:
 
 @pytest.mark.benchmark(group=VISUAL_IDS)
 @pytest.mark.parametrize("contender", ["mmfast", "spelled out and tokenised"])
-def bench_visual_ids(contender: str, tmp_path_factory, measure) -> None:
+def test_visual_ids(contender: str, tmp_path_factory, measure) -> None:
     from examples.emu3.tiny_checkpoints import write_tiktoken
 
     folder = tmp_path_factory.mktemp("text")

@@ -13,7 +13,8 @@ from tests.reliability.figures import is_long, report, scaled
 pytest.importorskip("triton", reason="Triton is not installed; it comes with CUDA builds of torch")
 
 HERE = Path(__file__).parent
-
+# The first configurations of each path, which the oldest Triton runs as well.
+FEW = {"range": 20, "bounded": 4, "masses": 4, "streaming": 2}
 
 BENCH = HERE.parents[1] / "benches/kernels/gpu_sampling.py"
 
@@ -42,6 +43,25 @@ def test_kernels_and_reference_import_without_the_native_extension():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def interpreted(path: str, first: int, end: int, *arguments: str, cache: Path) -> dict:
+    return run_script(
+        "interpret_sampling.py",
+        path,
+        str(first),
+        str(end),
+        *arguments,
+        cache=cache,
+        interpret=True,
+    )
+
+
+@pytest.mark.parametrize("path", FEW)
+def test_interpreter_equals_the_reference_on_a_few_configurations(path, tmp_path):
+    outcome = interpreted(path, 0, FEW[path], cache=tmp_path)
+    assert outcome["num_configurations"] == FEW[path]
+    assert outcome["different"] == []
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(14_400 if is_long() else 900)
 @pytest.mark.parametrize(
@@ -54,11 +74,9 @@ def test_kernels_and_reference_import_without_the_native_extension():
     ],
 )
 def test_interpreter_equals_the_reference_on_random_configurations(path, short, long, tmp_path):
-    count = scaled(short, long)
+    count = scaled(short, long) - FEW[path]
     largest = ["8192"] if is_long() else []
-    outcome = run_script(
-        "interpret_sampling.py", path, "0", str(count), *largest, cache=tmp_path, interpret=True
-    )
+    outcome = interpreted(path, FEW[path], FEW[path] + count, *largest, cache=tmp_path)
     assert outcome["num_configurations"] == count
     assert outcome["num_rows"] >= count
     assert outcome["different"] == []

@@ -214,3 +214,62 @@ def test_a_null_in_an_arrow_array_is_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="1 sequences, but 2 modes"):
             builder.add_documents(pa.array([[1]]), modes=[0, 0])
         assert builder.written == (0, 0, 0)
+
+
+def tensors() -> dict[str, object]:
+    """The ids in every tensor that may hold them."""
+    torch = pytest.importorskip("torch")
+    flat = torch.tensor(FLAT)
+    return {
+        "int64": flat,
+        "int32": flat.to(torch.int32),
+        "uint16": flat.to(torch.uint16),
+        "two-dimensional": flat.to(torch.int32).reshape(2, 3),
+        "transposed": flat.reshape(2, 3).T.contiguous().T,
+        "strided": torch.stack([flat, flat * 0], dim=1)[:, 0],
+        "from the middle": torch.cat([flat * 0, flat, flat * 0])[len(FLAT) : 2 * len(FLAT)],
+        "a parameter": torch.nn.Parameter(flat, requires_grad=False),
+        "misaligned": torch.from_numpy(
+            np.frombuffer(bytearray(b"?" + np.array(FLAT, "int32").tobytes()), "int32", offset=1)
+        ),
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", tensors())
+def test_every_tensor_writes_the_same_bytes(tmp_path: Path, dtype: str, form: str) -> None:
+    expected = written(
+        tmp_path, dtype, lambda builder: builder.add_document(np.array(FLAT, dtype), [6], [3])
+    )
+    for call in (
+        lambda builder: builder.add_document(tensors()[form], [6], [3]),
+        lambda builder: (builder.add_item(tensors()[form], 3), builder.end_document()),
+    ):
+        assert written(tmp_path, dtype, call) == expected
+
+
+@pytest.mark.parametrize("length", [0, 1, 16_384, 16_385, 100_000])
+@pytest.mark.parametrize("name", ["int32", "int64"])
+def test_a_tensor_of_any_length_is_read_back(tmp_path: Path, length: int, name: str) -> None:
+    torch = pytest.importorskip("torch")
+    ids = torch.arange(length, dtype=getattr(torch, name))
+    with IndexedDatasetBuilder(tmp_path / "a", dtype="int32") as builder:
+        builder.add_document(ids, [length])
+    assert IndexedDataset(tmp_path / "a")[0].tolist() == list(range(length))
+
+
+def test_tensors_that_hold_no_ids_of_the_dataset_are_refused(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    with IndexedDatasetBuilder(tmp_path / "a", dtype="uint16") as builder:
+        with pytest.raises(ValueError, match="70000"):
+            builder.add_document(torch.tensor([1, 70_000]), [2])
+        for bad, error in (
+            (torch.tensor([0.5]), TypeError),
+            (torch.tensor([1], device="meta"), (TypeError, RuntimeError, NotImplementedError)),
+            (torch.tensor([1]).to_sparse(), (TypeError, RuntimeError)),
+            (torch.tensor([True]), TypeError),
+        ):
+            with pytest.raises(error):
+                builder.add_document(bad, [1])
+        builder.add_document(torch.tensor([1, 2]), [2])
+    assert IndexedDataset(tmp_path / "a")[0].tolist() == [1, 2]

@@ -222,10 +222,11 @@ def _encoded_images(
     def encode(batch: int) -> list[Any]:
         numbers: list[int] = []
         problems: list[tuple[str, str]] = []
+        first = batch * IMAGE_BATCH
+        chosen = records[first : first + IMAGE_BATCH]
 
         def pictures() -> Iterator[Image.Image]:
-            first = batch * IMAGE_BATCH
-            for number, record in enumerate(records[first : first + IMAGE_BATCH], start=first):
+            for number, record in enumerate(chosen, start=first):
                 try:
                     picture = open_image(image_path_under(root, record["image"]))
                 except BadRecordError as error:
@@ -235,7 +236,7 @@ def _encoded_images(
                 yield picture
 
         codes = model.codes_from_images(pictures())
-        job.advance(IMAGE_BATCH)
+        job.advance(len(chosen))
         return [numbers, [[grid.tolist() for grid in grids] for grids in codes], problems]
 
     num_batches = -(-len(records) // IMAGE_BATCH)

@@ -8,7 +8,8 @@ use numpy::{
     PyUntypedArrayMethods,
 };
 use pyo3::prelude::*;
-use pyo3::types::{PyInt, PyList};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyInt, PyList, PyType};
 use pyo3::{ffi, intern};
 
 use crate::error::to_py;
@@ -16,7 +17,9 @@ use crate::error::to_py;
 /// Ids that the core can take.
 pub(crate) enum Ids<'py> {
     Array(Bound<'py, PyUntypedArray>, Dtype),
-    List(Vec<i64>),
+    /// Of a list, or copied.
+    Int64(Vec<i64>),
+    Int32(Vec<i32>),
 }
 
 impl<'py> Ids<'py> {
@@ -38,12 +41,15 @@ impl<'py> Ids<'py> {
     pub(crate) fn plain(ids: &Bound<'py, PyAny>, dataset: Dtype) -> PyResult<Option<Self>> {
         let holds_ids = dataset.id_range().is_some();
         if let Ok(list) = ids.cast_exact::<PyList>() {
-            return Ok(plain_ints(list).filter(|_| holds_ids).map(Self::List));
+            return Ok(plain_ints(list).filter(|_| holds_ids).map(Self::Int64));
         }
         let viewed;
         let array = if let Ok(array) = ids.cast::<PyUntypedArray>() {
             array
         } else {
+            if let Some(copied) = short_tensor(ids, dataset) {
+                return Ok(Some(copied));
+            }
             // A tensor on the CPU shows its memory as an array; one elsewhere says what to do.
             let Some(view) = ids.getattr_opt(intern!(ids.py(), "numpy"))? else {
                 return Ok(None);
@@ -70,7 +76,8 @@ impl<'py> Ids<'py> {
             }};
         }
         match self {
-            Self::List(ids) => work(Tokens::I64(ids)),
+            Self::Int64(ids) => work(Tokens::I64(ids)),
+            Self::Int32(ids) => work(Tokens::I32(ids)),
             Self::Array(array, dtype) => match dtype {
                 Dtype::U8 => view!(U8, array),
                 Dtype::I8 => view!(I8, array),
@@ -83,6 +90,72 @@ impl<'py> Ids<'py> {
             },
         }
     }
+}
+
+/// Ids up to which a tensor is copied: less than it takes to make an array of it.
+const SHORT: usize = 1 << 14;
+
+/// The ids of a short int32 or int64 tensor in the CPU's memory that the dataset takes; `None` for
+/// anything else, which may still be taken as an array.
+///
+/// They are copied at once, while the GIL keeps other threads from resizing the tensor.
+#[expect(unsafe_code, reason = "a tensor says where its ids are by a number")]
+fn short_tensor(ids: &Bound<'_, PyAny>, dataset: Dtype) -> Option<Ids<'static>> {
+    static TENSOR: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    static INT32: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static INT64: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let py = ids.py();
+    dataset.id_range()?;
+    let data_ptr = ids.getattr_opt(intern!(py, "data_ptr")).ok()??;
+    // Subclasses may hold anything, or nothing.
+    if !ids
+        .get_type()
+        .is(TENSOR.import(py, "torch", "Tensor").ok()?)
+    {
+        return None;
+    }
+    let attribute = |name| ids.getattr(name).ok();
+    let is_plain = attribute(intern!(py, "is_cpu"))?.is_truthy().ok()?
+        && attribute(intern!(py, "is_contiguous"))?
+            .call0()
+            .ok()?
+            .is_truthy()
+            .ok()?;
+    let num_ids: usize = attribute(intern!(py, "numel"))?
+        .call0()
+        .ok()?
+        .extract()
+        .ok()?;
+    if !is_plain || num_ids > SHORT {
+        return None;
+    }
+    let named = |cell: &'static PyOnceLock<Py<PyAny>>, name: &str| {
+        let found = cell.get_or_try_init(py, || {
+            Ok::<_, PyErr>(py.import("torch")?.getattr(name)?.unbind())
+        });
+        found.ok().map(|dtype| dtype.bind(py))
+    };
+    let dtype = attribute(intern!(py, "dtype"))?;
+    let is_int64 = dtype.is(named(&INT64, "int64")?);
+    let is_int32 = dataset == Dtype::I32 && dtype.is(named(&INT32, "int32")?);
+    let address: usize = data_ptr.call0().ok()?.extract().ok()?;
+    if address == 0 {
+        return None;
+    }
+    // SAFETY: a contiguous tensor of that type in the CPU's memory has this many ids there. Nobody else
+    // runs Python code until they are copied, so it is neither resized nor freed; torch aligns what it
+    // allocates, and memory that it was given is checked.
+    unsafe {
+        if is_int64 && address.is_multiple_of(size_of::<i64>()) {
+            let ids = std::slice::from_raw_parts(address as *const i64, num_ids);
+            return Some(Ids::Int64(ids.to_vec()));
+        }
+        if is_int32 && address.is_multiple_of(size_of::<i32>()) {
+            let ids = std::slice::from_raw_parts(address as *const i32, num_ids);
+            return Some(Ids::Int32(ids.to_vec()));
+        }
+    }
+    None
 }
 
 /// A list of ints, or an array of int64; `None` if it is something else.
