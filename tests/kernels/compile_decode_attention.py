@@ -4,35 +4,15 @@ A script, since a process that runs kernels in Triton's interpreter cannot compi
 """
 
 import json
-import re
-import subprocess
-import tempfile
-from pathlib import Path
 
 import triton
+from cubin import resources
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mmfast.kernels import decode_attention
 
 FLOATS = ("top_ptr", "total_ptr", "output_ptr", "mask_ptr")
-
-
-def resources(cubin: bytes) -> dict[str, int]:
-    """Registers a thread, and bytes of stack and of spilled registers, as `cuobjdump` reads them."""
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = subprocess.run(
-            [str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", text))
-    return {
-        "registers": int(found["REG"]),
-        "stack_bytes": int(found["STACK"]),
-        "local_bytes": int(found["LOCAL"]),
-    }
 
 
 def signature(names: list[str], dtype: str, constants: dict[str, int]) -> dict[str, str]:

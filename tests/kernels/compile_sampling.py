@@ -8,14 +8,11 @@ kernels in Triton's interpreter cannot compile any.
 
 import json
 import re
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import triton
+from cubin import resources
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
@@ -118,28 +115,6 @@ def variants(*, is_full: bool) -> list[Variant]:
         for name, inputs in batches.items()
         if is_full or "guided" in name
     ]
-
-
-def resources(cubin: bytes) -> dict[str, int]:
-    """Registers a thread, stack bytes and spill-capable local bytes, as `cuobjdump` reads them."""
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = subprocess.run(
-            [str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-        sass = subprocess.run(
-            [str(tool), "-sass", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", text))
-    return {
-        "registers": int(found["REG"]),
-        "stack_bytes": int(found["STACK"]),
-        "local_bytes": int(found["LOCAL"]),
-        "num_fused": len(re.findall(r"\bFFMA\b", sass)),
-        "num_flushing": len(re.findall(r"\bF\w+\.FTZ\b", sass)),
-    }
 
 
 def main() -> None:

@@ -58,3 +58,27 @@ class JobOptions:
     def index_path(self) -> Path:
         """The file whose presence says that the dataset is complete."""
         return self.output.with_name(self.output.name + ".idx")
+
+
+def require_positive(options: object, *names: str) -> None:
+    """`UsageError` for the first of these options that is below 1; None is no number."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be 1 or more")
+
+
+def require_sources(*, images: Path | None, tars: Path | None, captions: Path | None) -> None:
+    """`UsageError` unless captioned images come from one kind of place."""
+    if (images is None) == (tars is None):
+        raise UsageError("give either --images or --tars")
+    if captions is not None and images is None:
+        raise UsageError("--captions needs --images, the folder their paths are relative to")
+
+
+def require_distinct_copies(*, copies: int, augment: str, caption_choice: str) -> None:
+    """`UsageError` if the copies of an image would be the same documents, or there is none to change."""
+    if augment != "none" and copies < 2:
+        raise UsageError("--augment needs --copies 2 or more: copy 0 is the image as it is")
+    if augment == "none" and copies > 1 and caption_choice == "all":
+        raise UsageError("--copies without --augment would repeat the same documents")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from mmfast.errors import UsageError
+from mmfast.prepare.options import require_distinct_copies, require_positive, require_sources
 
 _LAYOUT_HELP = (
     "A sequence per segment with modes, or one sequence per document for NeMo and GPTDataset."
@@ -101,7 +102,7 @@ class CoyoPrepareOptions:
                 f"--dataset-impl {self.dataset_impl} is not written; leave it at mmap, which NeMo and "
                 "megatron-core read"
             )
-        _require_positive(
+        require_positive(
             self,
             "spatial_factor", "min_pixels", "max_pixels", "max_caption_tokens", "max_image_pixels", "encode_batch",
         )  # fmt: skip
@@ -157,7 +158,7 @@ class PokemonPrepareOptions:
     )
 
     def __post_init__(self) -> None:
-        _require_positive(
+        require_positive(
             self, "image_size", "max_caption_tokens", "max_image_pixels", "encode_batch"
         )
         if not self.image_encoder.is_dir():
@@ -253,23 +254,12 @@ class Emu3PrepareOptions:
     )
 
     def __post_init__(self) -> None:
-        if (self.images is None) == (self.tars is None):
-            raise UsageError("give either --images or --tars")
-        if self.captions is not None and self.images is None:
-            raise UsageError("--captions needs --images, the folder their paths are relative to")
-        _require_positive(
+        require_sources(images=self.images, tars=self.tars, captions=self.captions)
+        require_positive(
             self, "copies", "image_size", "max_caption_tokens", "max_image_pixels", "encode_batch"
         )
         if not 0 <= self.null_prompt_prob < 1:
             raise UsageError("--null-prompt-prob must lie in [0, 1)")
-        if self.augment != "none" and self.copies < 2:
-            raise UsageError("--augment needs --copies 2 or more: copy 0 is the image as it is")
-        if self.augment == "none" and self.copies > 1 and self.caption_choice == "all":
-            raise UsageError("--copies without --augment would repeat the same documents")
-
-
-def _require_positive(options: object, *names: str) -> None:
-    for name in names:
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} must be 1 or more")
+        require_distinct_copies(
+            copies=self.copies, augment=self.augment, caption_choice=self.caption_choice
+        )

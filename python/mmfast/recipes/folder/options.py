@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from mmfast.errors import UsageError
+from mmfast.prepare.options import require_distinct_copies, require_positive, require_sources
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,20 +88,8 @@ class FolderPrepareOptions:
     seed: int = dataclasses.field(default=0, metadata={"help": "Of random views and choices."})
 
     def __post_init__(self) -> None:
-        if (self.images is None) == (self.tars is None):
-            raise UsageError("give either --images or --tars")
-        if self.captions is not None and self.images is None:
-            raise UsageError("--captions needs --images, the folder their paths are relative to")
-        at_least_one = (
-            "copies",
-            "num_sentinels",
-            "max_caption_tokens",
-            "max_image_pixels",
+        require_sources(images=self.images, tars=self.tars, captions=self.captions)
+        require_positive(self, "copies", "num_sentinels", "max_caption_tokens", "max_image_pixels")
+        require_distinct_copies(
+            copies=self.copies, augment=self.augment, caption_choice=self.caption_choice
         )
-        for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} must be 1 or more")
-        if self.augment != "none" and self.copies < 2:
-            raise UsageError("--augment needs --copies 2 or more: copy 0 is the image as it is")
-        if self.augment == "none" and self.copies > 1 and self.caption_choice == "all":
-            raise UsageError("--copies without --augment would repeat the same documents")
