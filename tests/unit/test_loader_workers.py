@@ -99,13 +99,14 @@ def test_iterating_again_over_workers_begins_where_the_loader_stands(prefix: Pat
 
 
 def test_spawned_workers_open_the_data_anew(prefix: Path) -> None:
-    loader = make_loader(prefix)
+    once = [Source(prefix, max_epochs=1)]
+    loader = make_loader(prefix, sources=once)
     take(loader, 1)
-    expected = take(make_loader(prefix), 4)
-    batches = iter(through_workers(loader, 2, multiprocessing_context="spawn"))
-    for expected_batch in expected[1:]:
-        assert same(next(batches), expected_batch)
-    del batches
+    expected = list(make_loader(prefix, sources=once))
+    # To the end: torch's spawned workers may abort where they are stopped while they send a batch.
+    found = list(through_workers(loader, 2, multiprocessing_context="spawn"))
+    assert len(found) == len(expected) - 1
+    assert all(map(same, found, expected[1:]))
 
 
 def test_a_copied_loader_goes_on_at_the_same_position(prefix: Path) -> None:
