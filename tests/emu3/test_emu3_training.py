@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from examples.emu3.tiny_checkpoints import write_example, write_tiktoken
+from tests.emu3.tiny_models import save_hf_model, save_original_model
 
 import mmfast
 from mmfast.cli import main
@@ -143,3 +145,31 @@ def test_the_presets_of_both_tasks_start_on_the_data_of_their_preparation(run: P
     assert "type: BAAI/Emu3-Gen" in report
     assert "You are a helpful assistant. USER: " in report
     assert "Please describe the image. ASSISTANT: " in report
+
+
+@pytest.mark.parametrize("layout", ["original", "hf"])
+def test_training_goes_on_from_published_weights(
+    run: Path, layout: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    published = tmp_path / "published"
+    published.mkdir()
+    save_hf_model(published) if layout == "hf" else save_original_model(published)
+    capfd.readouterr()
+    model = mmfast.load(published, device="cpu")
+    assert "UNEXPECTED" not in capfd.readouterr().err
+    model.save_network(tmp_path / "language")
+    settings = [
+        f"model.from={tmp_path / 'language'}", f"data.prefix={run / 'coyo/train'}", f"output={tmp_path / 'run'}",
+        "train.steps=1", "train.global_batch_bins=1", "data.bin_tokens=512", "schedule.warmup_steps=0",
+        "optimizer.learning_rate=1e-30", "model.context_length=512", "parallel.param_dtype=float32", "parallel.compile=false",
+    ]  # fmt: skip
+    with pytest.raises(SystemExit) as ending:
+        main(["train", "coyo", *settings])
+    assert ending.value.code in (0, None)
+    trained = mmfast.load(tmp_path / "run/model", device="cpu").network
+    ids = torch.arange(200)[None]
+    with torch.inference_mode():
+        before, after = (each(input_ids=ids).logits for each in (model.network, trained))
+    # A step of no size changes nothing, and ids keep the rows that they had; new ones are beyond them.
+    assert after.shape[-1] >= max(before.shape[-1], Vocabulary.load(run / "coyo").size)
+    assert torch.allclose(after[..., : before.shape[-1]], before, atol=1e-5)

@@ -423,7 +423,8 @@ def test_parts_that_do_not_belong_together_are_refused(copied_folder):
     plain.save(copied_folder)
     with pytest.raises(UsageError, match="no image ids"):
         mmfast.load(copied_folder).draw(["a"])
-    Vocabulary.build(vocabulary.text_size, roles=roles, multiple_of=1).save(copied_folder)
+    wider = Vocabulary.build(vocabulary.text_size, roles=roles, multiple_of=2 * vocabulary.size)
+    wider.save(copied_folder)
     with pytest.raises(VocabularyMismatchError, match="do not belong together"):
         mmfast.load(copied_folder)
 

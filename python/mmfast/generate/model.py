@@ -57,7 +57,7 @@ def load(
     Raises:
         UsageError: not a model folder.
         CorruptDataError: damaged vocabulary.
-        VocabularyMismatchError: vocabulary and weights differ in size.
+        VocabularyMismatchError: the vocabulary has ids that the weights lack.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -104,6 +104,11 @@ class Model:
     def max_positions(self) -> int:
         """Ids that its context holds."""
         return int(self.network.config.get_text_config().max_position_embeddings)
+
+    def save_network(self, folder: Path | str) -> None:
+        """Writes the language model alone, e.g. of published weights, for `model.from=FOLDER` in training."""
+        # transformers would go back to the names of the files that it was read from.
+        self.network.save_pretrained(folder, save_original_format=False)
 
     def generate(
         self,
