@@ -37,7 +37,8 @@ class Row:
 
 def reported(output: str) -> Figures:
     """The figures that the test itself reports; counts of several lines are added up."""
-    lines = re.findall(r"^reliability: (\{.*\})$", output, flags=re.MULTILINE)
+    # Anywhere in a line: pytest's dots may stand before it.
+    lines = re.findall(r"reliability: (\{.*\})$", output, flags=re.MULTILINE)
     found = [Figures(**json.loads(line)) for line in lines]
     return Figures(
         count=sum(figures.count for figures in found),

@@ -470,6 +470,7 @@ gpt_model_file: null
 checkpoint_dir: null
 captions: ["a handwritten seven", "the digit two"]
 images_output_path: OUTPUT
+image_encoder: Cosmos-Tokenizer-DV8x16x16
 surprise: 3
 """
 
@@ -481,6 +482,7 @@ def test_nemos_drawing_configuration_is_read(model_folder, tmp_path, capsys):
     outcome = run("images", "--model", model_folder, "--config", config, "--temperature", 2)
     assert "tokens_to_generate is 3, but a picture takes 4 ids" in outcome.stderr
     assert "repetition_penalty 1.2 is left out" in outcome.stderr
+    assert "`image_encoder` Cosmos-Tokenizer-DV8x16x16 is not loaded; without" in outcome.stderr
     assert "not used: surprise" in outcome.stderr
     assert [line["prompt"] for line in lines_of(output / "manifest.jsonl")] == [
         "a handwritten seven",
