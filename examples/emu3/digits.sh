@@ -2,7 +2,7 @@
 # The demo's digits in Emu3's forms: its prompts, its rows ended by eol, its grammar; tokenizers of the demo.
 #
 #     make demo                              # makes out/demo: scans, captions, both tokenizers
-#     bash examples/emu3/digits.sh           # into out/emu3-digits, about 7 minutes on 2 cores
+#     bash examples/emu3/digits.sh           # into out/emu3-digits, 11 minutes of CPU time
 #
 # One model learns both directions: half of the documents teach to draw, half to describe, and of each only what
 # follows its prompt is learnt. PROCESSES (2) is the number of processes that prepare and train; DEMO and OUT name
