@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 from tests.unit.test_train_seeing import FakePackage
+from torch._dynamo.utils import counters
 
 from mmfast.cli import run_verb
 from mmfast.errors import CheckpointError, TrainingError
@@ -65,6 +66,21 @@ def test_a_run_reports_its_rates_tasks_and_profile(
     assert "aten::" in (profile / "rank-0.txt").read_text()
 
 
+def test_compiled_blocks_learn_what_plain_ones_do(arguments, tmp_path):
+    losses, num_graphs = {}, {}
+    for compiled in (False, True):
+        output = tmp_path / f"compiled-{compiled}"
+        extra = ["train.steps=8", "model.num_layers=1", f"parallel.compile={compiled}"]
+        counters["stats"].clear()
+        train(load_train_config("tiny", [*arguments, *extra, f"output={output}"]))
+        losses[compiled] = [line["loss"] for line in lines_of(output)]
+        num_graphs[compiled] = counters["stats"]["unique_graphs"]
+    assert num_graphs == {False: 0, True: 1}, "one graph for all steps, whatever the documents"
+    assert losses[False][-1] < losses[False][0]
+    # fp32 sums in another order.
+    assert losses[True] == pytest.approx(losses[False], rel=0, abs=1e-5)
+
+
 def test_checkpoints_at_multiples_are_kept_for_good(arguments, tmp_path):
     keep = ["train.steps=7", "train.checkpoint_every=1", "train.keep_every=3"]
     train(load_train_config("tiny", [*arguments, *keep]))
@@ -89,10 +105,14 @@ def test_training_goes_on_while_a_checkpoint_is_written(arguments, tmp_path, mon
         assert shards[0] == shards[1], f"step {step}"
 
 
-def test_a_full_disk_leaves_the_older_checkpoint_and_says_what_to_do(arguments, tmp_path, capsys):
+def test_a_full_disk_leaves_the_older_checkpoint_and_says_what_to_do(
+    arguments, tmp_path, capsys, monkeypatch
+):
     """The kernel itself refuses to write files larger than a limit, as it would on a full disk."""
     first = [*arguments, "train.checkpoint_every=1"]
     train(load_train_config("tiny", first))
+    # Python would keep compiled modules that the limit has cut short, and fail on them ever after.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-2")
     resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, limits[1]))
