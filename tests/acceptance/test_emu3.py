@@ -1,7 +1,7 @@
 """Emu3 and Cosmos against the numbered checks that a correct build must pass.
 
-Here are rows 3, 8 and 13 in full, and row 12's learning on two processes is in `tests/distributed/test_emu3_training_processes.py`.
-The others, in `tests/emu3` where no folder is named:
+Here are rows 3, 8 and 13 in full and what 10 asks beyond its codes; row 12's two processes are in
+`tests/distributed/test_emu3_training_processes.py`. The others, in `tests/emu3` where no folder is named:
 
     1   test_emu3_vocabulary: published ids, spelt-out tokens are the ids of arithmetic
     2   test_emu3_tokenizer: published sizes of photographs, ties to even, bad sides
@@ -31,7 +31,7 @@ from tests.emu3.tiny_models import bundled_photos, save_hf_model, tiny_vqvae
 from tests.sampling.test_frequencies import chi_square_tail
 
 import mmfast
-from mmfast.data import IndexedDatasetBuilder, merge_datasets
+from mmfast.data import IndexedDataset, IndexedDatasetBuilder, merge_datasets
 from mmfast.data.builder import optimal_dtype
 from mmfast.generate import Engine, SamplingSettings
 from mmfast.recipes.emu3.prompts import grid_of_ratio
@@ -137,6 +137,14 @@ def test_row_8_bytes_are_the_published_layout_and_a_merge_keeps_documents(
         "items": [item for items in documents for item in items],
         "doc_idx": [0, 2, 3, 6],
     }
+
+
+def test_row_10_all_codes_go_through_a_uint16_dataset(tmp_path: Path) -> None:
+    codes = np.random.default_rng(0).permutation(64_000)
+    with IndexedDatasetBuilder(tmp_path / "codes", dtype=optimal_dtype(64_000)) as builder:
+        builder.add_document(codes, [codes.size])
+    assert index_of(tmp_path / "codes")["dtype"] == "<u2"
+    assert np.array_equal(IndexedDataset(tmp_path / "codes")[0], codes)
 
 
 def kept_probabilities(
