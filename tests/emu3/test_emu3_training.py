@@ -11,6 +11,7 @@ from tests.emu3.tiny_models import save_hf_model, save_original_model
 import mmfast
 from mmfast.cli import main
 from mmfast.errors import ConfigError, UsageError, VocabularyMismatchError
+from mmfast.models.pretrained import pretrained_config
 from mmfast.train import load_train_config
 from mmfast.train.datasets import open_folder
 from mmfast.train.describe import describe_run
@@ -157,6 +158,8 @@ def test_training_goes_on_from_published_weights(
     capfd.readouterr()
     model = mmfast.load(published, device="cpu")
     assert "UNEXPECTED" not in capfd.readouterr().err
+    with pytest.raises(UsageError, match="save_network" if layout == "hf" else "transformers cannot"):
+        pretrained_config(published, model.vocabulary, rows_multiple_of=1)
     model.save_network(tmp_path / "language")
     settings = [
         f"model.from={tmp_path / 'language'}", f"data.prefix={run / 'coyo/train'}", f"output={tmp_path / 'run'}",
