@@ -1,4 +1,7 @@
-"""Two ranks with very different weights: loss and gradients against one plain forward by hand."""
+"""Ranks with very different weights: loss and gradients against one plain forward by hand.
+
+One or two ranks try every way to spread the model and the rows, four try two copies of two parts each.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +18,7 @@ from mmfast.train.step import backward_batch
 from mmfast.vocab import Vocabulary
 
 VOCABULARY = Vocabulary.build(40, roles=["eos"], multiple_of=1)
-ROWS, L = 6, 10  # three rows a rank
+ROWS, L = 6, 10  # three rows a rank, or one or two
 CPU = torch.device("cpu")
 
 
@@ -82,13 +85,20 @@ def check(*overrides):
     torch.testing.assert_close(gradient_norm(list(model.parameters())), norm, rtol=1e-5, atol=0)
 
 
+def check_every_way():
+    for wrap in ("block", "root"):
+        for micro_rows in (0, 1, 2):
+            check(f"parallel.wrap={wrap}", f"train.micro_batch_bins={micro_rows}")
+    for kind in ("selective", "full"):
+        check(f"parallel.activation_checkpointing={kind}", "train.micro_batch_bins=2")
+    check("parallel.prefetch=0")
+    check("parallel.reshard_after_forward=false", "train.micro_batch_bins=1")
+    check(f"parallel.replicate={world_size()}", "train.micro_batch_bins=1")
+
+
 if __name__ == "__main__":
     with process_group():
-        for wrap in ("block", "root"):
-            for micro_rows in (0, 1, 2):
-                check(f"parallel.wrap={wrap}", f"train.micro_batch_bins={micro_rows}")
-        for kind in ("selective", "full"):
-            check(f"parallel.activation_checkpointing={kind}", "train.micro_batch_bins=2")
-        check("parallel.prefetch=0")
-        check("parallel.reshard_after_forward=false", "train.micro_batch_bins=1")
-        check(f"parallel.replicate={world_size()}", "train.micro_batch_bins=1")
+        if world_size() == 4:
+            check("parallel.replicate=2")
+        else:
+            check_every_way()

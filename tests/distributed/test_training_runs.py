@@ -136,7 +136,7 @@ def test_a_checkpoint_of_one_process_is_continued_by_two_with_the_same_data(
     assert states[0] == states[1] == states[2]
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_loss_and_gradients_are_those_of_the_whole_weighted_batch(launch, world_size):
     script = str(Path(__file__).with_name("normalisation_script.py"))
     codes, logged = launch(world_size=world_size, script=script)

@@ -6,14 +6,16 @@ import os
 import resource
 import shutil
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
 from tests.unit.test_train_seeing import FakePackage
+from torch._dynamo.utils import counters
 
 from mmfast.cli import run_verb
 from mmfast.errors import CheckpointError, TrainingError
-from mmfast.train import checkpoint, load_train_config, train
+from mmfast.train import checkpoint, load_train_config, train, trainer
 from mmfast.train.failures import explained
 
 pytestmark = pytest.mark.distributed
@@ -65,6 +67,21 @@ def test_a_run_reports_its_rates_tasks_and_profile(
     assert "aten::" in (profile / "rank-0.txt").read_text()
 
 
+def test_compiled_blocks_learn_what_plain_ones_do(arguments, tmp_path):
+    losses, num_graphs = {}, {}
+    for compiled in (False, True):
+        output = tmp_path / f"compiled-{compiled}"
+        extra = ["train.steps=8", "model.num_layers=1", f"parallel.compile={compiled}"]
+        counters["stats"].clear()
+        train(load_train_config("tiny", [*arguments, *extra, f"output={output}"]))
+        losses[compiled] = [line["loss"] for line in lines_of(output)]
+        num_graphs[compiled] = counters["stats"]["unique_graphs"]
+    assert num_graphs == {False: 0, True: 1}, "one graph for all steps, whatever the documents"
+    assert losses[False][-1] < losses[False][0]
+    # fp32 sums in another order.
+    assert losses[True] == pytest.approx(losses[False], rel=0, abs=1e-5)
+
+
 def test_checkpoints_at_multiples_are_kept_for_good(arguments, tmp_path):
     keep = ["train.steps=7", "train.checkpoint_every=1", "train.keep_every=3"]
     train(load_train_config("tiny", [*arguments, *keep]))
@@ -89,18 +106,33 @@ def test_training_goes_on_while_a_checkpoint_is_written(arguments, tmp_path, mon
         assert shards[0] == shards[1], f"step {step}"
 
 
-def test_a_full_disk_leaves_the_older_checkpoint_and_says_what_to_do(arguments, tmp_path, capsys):
-    """The kernel itself refuses to write files larger than a limit, as it would on a full disk."""
+@pytest.fixture
+def small_files(monkeypatch):
+    """Files longer than so many bytes are refused by the kernel itself, as on a full disk."""
+
+    @contextmanager
+    def limit(num_bytes):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        # Python would keep compiled modules that the limit has cut short, and fail on them ever after.
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "dont_write_bytecode", True)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+            try:
+                yield
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit
+
+
+def test_a_full_disk_leaves_the_older_checkpoint_and_says_what_to_do(
+    arguments, tmp_path, capsys, small_files
+):
     first = [*arguments, "train.checkpoint_every=1"]
     train(load_train_config("tiny", first))
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-2")
-    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, limits[1]))
-    try:
-        with pytest.raises(SystemExit) as ending:
-            run_verb("train", ["tiny", *first])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with small_files(64 * 1024), pytest.raises(SystemExit) as ending:
+        run_verb("train", ["tiny", *first])
     assert ending.value.code == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"error: cannot write the checkpoint {tmp_path}/run/checkpoints/step-2")
@@ -110,6 +142,38 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_says_what_to_do(arguments, 
     assert names == ["step-1"]
     train(load_train_config("tiny", first))
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_a_full_disk_leaves_the_older_export_and_says_what_to_do(
+    arguments, tmp_path, capsys, small_files
+):
+    train(load_train_config("tiny", arguments))
+    weights = tmp_path / "run" / "model" / "model.safetensors"
+    before = weights.read_bytes()
+    with small_files(16 * 1024), pytest.raises(SystemExit) as ending:
+        run_verb("train", ["tiny", *arguments])  # what is left to do is the export
+    assert ending.value.code == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"error: cannot write the exported model {tmp_path}/run/model: ")
+    assert "File too large" in error
+    assert "Free some space" in error
+    assert weights.read_bytes() == before
+    assert not (tmp_path / "run" / "model.tmp").exists()
+
+
+def test_a_step_whose_gradients_are_not_finite_is_counted(arguments, tmp_path, monkeypatch):
+    norms, measure = [], trainer.gradient_norm
+
+    def overflowing_once(parameters):
+        norms.append(measure(parameters))
+        return norms[-1] * (float("inf") if len(norms) == 2 else 1)
+
+    monkeypatch.setattr(trainer, "gradient_norm", overflowing_once)
+    summary = train(load_train_config("tiny", [*arguments, "train.steps=3"]))
+    assert summary["skipped_steps"] == 1
+    monkeypatch.undo()
+    summary = train(load_train_config("tiny", [*arguments, "train.steps=4"]))
+    assert summary["skipped_steps"] == 1, "the count is part of what a resumed run goes on with"
 
 
 def test_no_space_left_is_named(arguments, tmp_path, monkeypatch):

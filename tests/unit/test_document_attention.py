@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from mmfast.models import attention_inputs, build_decoder, document_mask, initialise
-from mmfast.models.attention import packed_lengths
+from mmfast.models import attention, attention_inputs, build_decoder, document_mask, initialise
+from mmfast.models.attention import packed_lengths, padded_lengths
 from mmfast.models.decoder import DecoderConfig
 from mmfast.vocab import Vocabulary
 
@@ -138,3 +139,70 @@ def test_packed_lengths_cover_every_token_and_never_join_rows():
     cu_seqlens, longest = packed_lengths(torch.tensor([[1, 1, 2, 0], [0, 0, 0, 0]]))
     assert cu_seqlens.tolist() == [0, 2, 3, 4, 8]
     assert longest == 4
+
+
+@pytest.mark.parametrize(
+    ("ends", "longest", "row_tokens", "padded", "bound"),
+    [
+        ([0, 8], 8, 8, [0, 8], 8),
+        ([0, 2, 3, 8], 5, 8, [0, 2, 3, 8, 8], 8),
+        ([0, 1, 2, 3, 5, 8], 3, 8, [0, 1, 2, 3, 5, 8, 8, 8, 8], 4),
+        ([0, 6, 12], 6, 6, [0, 6, 12], 6),
+    ],
+)
+def test_lengths_are_rounded_up_with_empty_documents(ends, longest, row_tokens, padded, bound):
+    found = padded_lengths(torch.tensor(ends, dtype=torch.int32), longest, row_tokens)
+    assert found[0].dtype == torch.int32
+    assert (found[0].tolist(), found[1]) == (padded, bound)
+
+
+@pytest.fixture
+def varlen_on_cpu(monkeypatch):
+    """The branch of variable-length attention with a plain loop over documents for its kernel."""
+
+    def attend(q_thd, k_tkd, v_tkd, cu_seq_q, cu_seq_k, max_q, max_k, scaling):
+        out_thd = torch.full_like(q_thd, torch.nan)
+        assert cu_seq_q.equal(cu_seq_k)
+        for first, end in torch.stack([cu_seq_q[:-1], cu_seq_q[1:]], dim=1).tolist():
+            assert end - first <= max_q == max_k
+            if first == end:
+                continue
+            q, k, v = (x[first:end].transpose(0, 1) for x in (q_thd, k_tkd, v_tkd))
+            out = F.scaled_dot_product_attention(
+                q, k, v, is_causal=True, scale=scaling, enable_gqa=True
+            )
+            out_thd[first:end] = out.transpose(0, 1)
+        return out_thd
+
+    monkeypatch.setattr(attention, "varlen_available", lambda _device, _dtype: True)
+    monkeypatch.setattr(attention, "_varlen_function", lambda: attend)
+
+
+@pytest.mark.usefixtures("varlen_on_cpu")
+@pytest.mark.parametrize("architecture", ["llama", "opt"])
+def test_the_variable_length_branch_has_the_logits_of_the_explicit_mask(architecture):
+    model, row = decoder(architecture), packed_row(padding=5)
+    document_ids = row.pop("document_ids")
+    packed = attention_inputs(document_ids, device=CPU, dtype=torch.float32)
+    # Three documents, padding included, became four, the last of them empty.
+    assert packed["cu_seqlens"].tolist() == [0, 20, 60, 65, 65]
+    with torch.no_grad():
+        varlen = model(**row, **packed, use_cache=False).logits
+        masked = model(**row, attention_mask=document_mask(document_ids), use_cache=False).logits
+    torch.testing.assert_close(varlen, masked, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("varlen_on_cpu")
+def test_batches_of_like_documents_have_one_shape_of_lengths():
+    """Otherwise a compiled block would be compiled anew for nearly every batch."""
+    generator = torch.Generator().manual_seed(0)
+    shapes, exact = set(), set()
+    for _ in range(30):
+        documents = torch.randint(5, 9, (4, 64), generator=generator).cumsum(1)
+        places = torch.arange(256).expand(4, 256).contiguous()
+        document_ids = torch.searchsorted(documents, places, right=True) + 1
+        found = attention_inputs(document_ids, device=CPU, dtype=torch.float32)
+        shapes.add((len(found["cu_seqlens"]), found["max_seqlen"]))
+        exact.add(len(packed_lengths(document_ids)[0]))
+    assert len(exact) > 3
+    assert shapes == {(257, 8)}

@@ -423,7 +423,8 @@ def test_parts_that_do_not_belong_together_are_refused(copied_folder):
     plain.save(copied_folder)
     with pytest.raises(UsageError, match="no image ids"):
         mmfast.load(copied_folder).draw(["a"])
-    Vocabulary.build(vocabulary.text_size, roles=roles, multiple_of=1).save(copied_folder)
+    wider = Vocabulary.build(vocabulary.text_size, roles=roles, multiple_of=2 * vocabulary.size)
+    wider.save(copied_folder)
     with pytest.raises(VocabularyMismatchError, match="do not belong together"):
         mmfast.load(copied_folder)
 
@@ -470,6 +471,7 @@ gpt_model_file: null
 checkpoint_dir: null
 captions: ["a handwritten seven", "the digit two"]
 images_output_path: OUTPUT
+image_encoder: Cosmos-Tokenizer-DV8x16x16
 surprise: 3
 """
 
@@ -481,6 +483,7 @@ def test_nemos_drawing_configuration_is_read(model_folder, tmp_path, capsys):
     outcome = run("images", "--model", model_folder, "--config", config, "--temperature", 2)
     assert "tokens_to_generate is 3, but a picture takes 4 ids" in outcome.stderr
     assert "repetition_penalty 1.2 is left out" in outcome.stderr
+    assert "`image_encoder` Cosmos-Tokenizer-DV8x16x16 is not loaded; without" in outcome.stderr
     assert "not used: surprise" in outcome.stderr
     assert [line["prompt"] for line in lines_of(output / "manifest.jsonl")] == [
         "a handwritten seven",

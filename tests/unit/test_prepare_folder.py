@@ -504,6 +504,8 @@ def test_an_input_of_bad_records_only_fails(raw: Path, tmp_path: Path) -> None:
         ({"images": None}, "either --images or --tars"),
         ({"tars": Path("x.tar")}, "either --images or --tars"),
         ({"copies": 0}, "--copies must be 1 or more"),
+        ({"encode_batch": 0}, "--encode-batch must be 1 or more"),
+        ({"image_size": 0}, "--image-size must be 1 or more"),
         ({"augment": "affine"}, "--copies 2 or more"),
         ({"copies": 2}, "would repeat the same documents"),
         ({"image_size": 10}, "not a multiple"),

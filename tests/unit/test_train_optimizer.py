@@ -57,6 +57,18 @@ def test_decay_applies_to_matrices_only():
     assert decays == {2: 0.3, 1: 0.0}
 
 
+def test_patterns_spare_parameters_their_decay():
+    model = nn.ModuleDict({name: nn.Linear(2, 2, bias=False) for name in ("positions", "table")})
+    optimizer = build_optimizer(model, OptimizerConfig(weight_decay=0.3, undecayed=["positions.*"]))
+    decay_of = {
+        id(parameter): group["weight_decay"]
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    found = {name: decay_of[id(parameter)] for name, parameter in model.named_parameters()}
+    assert found == {"positions.weight": 0.0, "table.weight": 0.3}
+
+
 def test_clipping_equals_torch_on_scaled_gradients():
     ours, theirs = parameters_with_gradients(3.0, -4.0), parameters_with_gradients(3.0, -4.0)
     config = OptimizerConfig(learning_rate=0.1, eps=0.5)  # a large eps makes the scale visible

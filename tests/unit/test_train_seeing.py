@@ -94,13 +94,42 @@ class FakePackage(types.ModuleType):
 def test_loggers_get_every_step(monkeypatch, tmp_path, name):
     package = FakePackage(name)
     monkeypatch.setitem(sys.modules, name, package)
-    (logger,) = open_loggers([name], tmp_path / "run", config={"seed": 1})
+    (logger,) = open_loggers([name], tmp_path, config={"seed": 1})
     logger.log(3, {"loss": 1.5})
     logger.close()
     kind, options = package.calls[0]
-    assert (kind, options["project"], options["name"]) == ("init", "mmfast", "run")
+    assert (kind, options["project"], options["name"]) == ("init", "mmfast", tmp_path.name)
     assert options["config"] == {"seed": 1}
     assert package.calls[1:] == [("log", 3, {"loss": 1.5}), ("finish",)]
+
+
+def test_a_run_that_goes_on_is_the_same_run_at_wandb_and_trackio(monkeypatch, tmp_path):
+    inits = {}
+    for name in ("wandb", "trackio"):
+        package = FakePackage(name)
+        monkeypatch.setitem(sys.modules, name, package)
+        for start_step in (0, 4, 0):
+            open_loggers([name], tmp_path, config={}, start_step=start_step)
+        inits[name] = [options for _, options in package.calls]
+    begun, gone_on, anew = (options["id"] for options in inits["wandb"])
+    assert begun == gone_on != anew
+    assert {options["resume"] for options in inits["wandb"]} == {"allow"}
+    assert [options["resume"] for options in inits["trackio"]] == ["never", "allow", "never"]
+
+
+def test_tensorboard_reads_back_what_was_logged(tmp_path):
+    reader = "tensorboard.backend.event_processing.event_accumulator"
+    accumulator = pytest.importorskip(reader, reason="tensorboard is not installed")
+    for figures in [{1: 3.0, 2: 2.0, 3: 1.5}, {3: 1.25, 4: 1.0}]:  # the second goes on after step 2
+        first = min(figures)
+        (logger,) = open_loggers(["tensorboard"], tmp_path, config={}, start_step=first - 1)
+        for step, loss in figures.items():
+            logger.log(step, {"loss": loss})
+        logger.close()
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    read = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert read == [(1, 3.0), (2, 2.0), (3, 1.25), (4, 1.0)]
 
 
 def test_a_logger_that_is_not_installed_or_unknown_is_said(monkeypatch, tmp_path):

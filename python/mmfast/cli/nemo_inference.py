@@ -43,7 +43,6 @@ class NemoInference:
         captions: prompts of pictures to draw.
         images: pictures to describe.
         output: folder for pictures.
-        image_encoder: name or path of the Cosmos tokenizer.
     """
 
     sampling: Mapping[str, float]
@@ -52,7 +51,6 @@ class NemoInference:
     captions: tuple[str, ...]
     images: tuple[Path, ...]
     output: Path | None
-    image_encoder: str | None
 
 
 def read_nemo_inference(path: Path) -> NemoInference:
@@ -101,6 +99,12 @@ def read_nemo_inference(path: Path) -> NemoInference:
     if flat.pop("inference.greedy", False):
         sampling = {"temperature": 0.0}
     output, encoder = flat.pop("images_output_path", None), flat.pop("image_encoder", None)
+    if encoder is not None:
+        # It may hold TorchScript, which runs only where it is named on the command line.
+        log(
+            f"{path}: `image_encoder` {encoder} is not loaded; without --image-tokenizer FOLDER the model's own "
+            "tokenizer draws"
+        )
     config = NemoInference(
         sampling=sampling,
         repetition_penalty=number("inference.repetition_penalty", float) or 1.0,
@@ -108,7 +112,6 @@ def read_nemo_inference(path: Path) -> NemoInference:
         captions=texts("captions"),
         images=tuple(map(Path, texts("images_path"))),
         output=None if output is None else Path(str(output)),
-        image_encoder=None if encoder is None else str(encoder),
     )
     if flat:
         log(f"warning: {path}: not understood, and not used: {', '.join(sorted(flat))}")

@@ -41,10 +41,23 @@ class Engine:
             it on CUDA, where steps are also captured as graphs. Results are the same.
         fuse: decode in fewer, larger operations where the model has the shape for it
             (`mmfast.models.fused_decoder`); its projections become views of joined ones.
+        compiled: on CPU, run the decoder of a step through `torch.compile`, which needs a C++ compiler. It
+            takes some ten seconds at the first step and each time the cache in use doubles, so it is for long
+            jobs. Results equal those of the plain step up to rounding.
+
+    Raises:
+        UsageError: no rows, a model whose layers, rotations or logits generation does not know, or `compiled`
+            on CUDA.
     """
 
     def __init__(
-        self, model: Any, *, num_rows: int, static: bool | None = None, fuse: bool = True
+        self,
+        model: Any,
+        *,
+        num_rows: int,
+        static: bool | None = None,
+        fuse: bool = True,
+        compiled: bool = False,
     ) -> None:
         if num_rows < 1:
             raise UsageError(f"the engine needs at least one row, not {num_rows}")
@@ -54,6 +67,9 @@ class Engine:
         self._decoder = model.get_decoder()
         self._head = model.get_output_embeddings()
         self.device: torch.device = self._head.weight.device
+        if compiled and self.device.type == "cuda":
+            raise UsageError("compiled=True is for CPU; on CUDA steps are captured as graphs")
+        self._is_compiled = compiled
         self.is_static = self.device.type == "cuda" if static is None else static
         self._max_positions = int(self._config.max_position_embeddings)
         self._step: DecodeStep | None = None
@@ -64,6 +80,8 @@ class Engine:
         fused = fuse_decoder(self._decoder) if fuse else None
         if fused is not None and self._agree(fused, self._decode_plain):
             self._decode = fused
+        if compiled:
+            self._decode = torch.compile(self._decode, dynamic=False)
 
     def run(self, requests: Sequence[Request], *, progress: Progress | None = None) -> list[Result]:
         """Runs all requests; results in their order.
@@ -138,7 +156,7 @@ class Engine:
         state = self.decode_step(requests)
         # No more is kept of prompts than the rows themselves hold.
         prompts = self.prompts(self.num_rows * state.cache.num_blocks * BLOCK)
-        run = Run(state, prompts, is_static=self.is_static)
+        run = Run(state, prompts, is_static=self.is_static, is_compiled=self._is_compiled)
         waiting = collections.deque(enumerate(requests))
         num_done = 0
         while waiting or run.slots:

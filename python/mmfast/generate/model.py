@@ -39,6 +39,7 @@ def load(
     device: str | None = None,
     dtype: torch.dtype | None = None,
     image_tokenizer: Path | str | None = None,
+    compiled: bool = False,
 ) -> "Model":
     """Loads a model folder: of mmfast, as a system's authors publish it, or any causal language model.
 
@@ -51,11 +52,12 @@ def load(
         dtype: of the weights; bfloat16 on CUDA and float32 elsewhere when nothing is said.
         image_tokenizer: folder of the image tokenizer, where it is not in the model's. Only here may it hold
             TorchScript (Cosmos), which can run code.
+        compiled: on CPU, generate with a compiled step: see `Engine`.
 
     Raises:
         UsageError: not a model folder.
         CorruptDataError: damaged vocabulary.
-        VocabularyMismatchError: vocabulary and weights differ in size.
+        VocabularyMismatchError: the vocabulary has ids that the weights lack.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -68,7 +70,8 @@ def load(
             dtype=dtype,
             attention=register_attention(),
             image_tokenizer=None if image_tokenizer is None else Path(image_tokenizer),
-        )
+        ),
+        compiled=compiled,
     )
 
 
@@ -78,11 +81,13 @@ class Model:
     Attributes:
         network: the transformers model.
         parts: what else is in its folder: vocabulary, tokenizers, recipe.
+        compiled: whether its engines compile their steps.
     """
 
-    def __init__(self, network: Any, parts: ModelParts) -> None:
+    def __init__(self, network: Any, parts: ModelParts, *, compiled: bool = False) -> None:
         self.network = network
         self.parts = parts
+        self.compiled = compiled
         self._engines: dict[int, Engine] = {}
 
     @property
@@ -99,6 +104,11 @@ class Model:
     def max_positions(self) -> int:
         """Ids that its context holds."""
         return int(self.network.config.get_text_config().max_position_embeddings)
+
+    def save_network(self, folder: Path | str) -> None:
+        """Writes the language model alone, e.g. of published weights, for `model.from=FOLDER` in training."""
+        # transformers would go back to the names of the files that it was read from.
+        self.network.save_pretrained(folder, save_original_format=False)
 
     def generate(
         self,
@@ -212,7 +222,9 @@ class Model:
 
     def _engine(self, num_rows: int) -> Engine:
         if num_rows not in self._engines:
-            self._engines = {num_rows: Engine(self.network, num_rows=num_rows)}
+            self._engines = {
+                num_rows: Engine(self.network, num_rows=num_rows, compiled=self.compiled)
+            }
         return self._engines[num_rows]
 
     def draw(

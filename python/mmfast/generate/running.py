@@ -56,13 +56,17 @@ class Run:
         state: the rows' tensors, cleared.
         prompts: runs prompts.
         is_static: whether lanes keep their size and stop ids are read one step late.
+        is_compiled: whether the step is compiled anew for every number of cache blocks.
     """
 
-    def __init__(self, state: DecodeStep, prompts: Prompts, *, is_static: bool) -> None:
+    def __init__(
+        self, state: DecodeStep, prompts: Prompts, *, is_static: bool, is_compiled: bool
+    ) -> None:
         self.slots: list[Slot] = []
         self._state = state
         self._prompts = prompts
         self._is_static = is_static
+        self._is_compiled = is_compiled
         self._device = state.ids.device
         self._owner: list[Slot | None] = [None] * state.num_rows
         self._stale: set[int] = set()
@@ -164,9 +168,12 @@ class Run:
         self._read(readers)
 
     def _num_blocks(self, length: int) -> int:
-        """Blocks to attend to for the longest row; on CUDA one of few, as each has a graph."""
+        """Blocks to attend to for the longest row: one of few where each has a graph or is compiled."""
         num_blocks = -(-length // BLOCK)
-        if self._is_static:
+        if self._is_compiled:
+            # Powers of two from 4 on: torch gives up compiling one function after its eighth shape.
+            num_blocks = max(_GRAPH_BLOCKS, 1 << (num_blocks - 1).bit_length())
+        elif self._is_static:
             grain = max(_GRAPH_BLOCKS, 1 << max(num_blocks.bit_length() - 3, 0))
             num_blocks = -(-num_blocks // grain) * grain
         return min(num_blocks, self._state.cache.num_blocks)

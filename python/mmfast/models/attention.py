@@ -6,7 +6,9 @@ documents see each other in silence. Here nothing is guessed: callers pass `docu
 `attention_inputs` prepares from them once per forward.
 
 Backends: variable-length flash attention on CUDA in half precision where torch has it, else torch's
-scaled dot product attention with an explicit mask. Decoding with a cache is
+scaled dot product attention with an explicit mask. Both compute the one mask there is, causal within a
+document; masks of another shape, for which FlexAttention would be the way, would show a token its own
+label or differ from what generation computes (see docs/training.md). Decoding with a cache is
 `mmfast.models.decode_attention`; this file only forwards to it.
 
 Legend: B rows, L tokens a row, H heads, K key-value heads, D head width, T = B·L tokens.
@@ -56,7 +58,9 @@ def attention_inputs(
         Arguments to pass on to `model(...)` beside `input_ids` and `position_ids`.
     """
     if varlen_available(device, dtype):
-        cu_seqlens, max_seqlen = packed_lengths(document_ids)
+        cu_seqlens, max_seqlen = padded_lengths(
+            *packed_lengths(document_ids), document_ids.shape[1]
+        )
         return {
             # transformers hands a 4-D mask through untouched; without one it would look for packed
             # rows in `position_ids`, which stalls the device. The varlen branch never reads it.
@@ -89,6 +93,25 @@ def packed_lengths(document_ids: Tensor) -> tuple[Tensor, int]:
     first = starts.flatten().nonzero().flatten()
     cu_seqlens = torch.cat([first, first.new_tensor([B * L])]).to(torch.int32)
     return cu_seqlens, int(cu_seqlens.diff().max())
+
+
+def padded_lengths(cu_seqlens: Tensor, max_seqlen: int, row_tokens: int) -> tuple[Tensor, int]:
+    """Both results of `packed_lengths` rounded up, so that few shapes are ever seen.
+
+    A compiled block is compiled anew for a shape that it has not seen. The count of documents becomes a
+    power of two by empty documents at the end, the longest length one too, but for `row_tokens` at most.
+
+    Returns:
+        int32 `[N + 1]` with N a power of two, and a bound on the lengths.
+    """
+    num_documents = len(cu_seqlens) - 1
+    empty = cu_seqlens[-1:].expand(_power_of_two(num_documents) - num_documents)
+    return torch.cat([cu_seqlens, empty]), min(_power_of_two(max_seqlen), row_tokens)
+
+
+def _power_of_two(number: int) -> int:
+    """The smallest that is not below `number`, which is positive."""
+    return 1 << (number - 1).bit_length()
 
 
 def varlen_available(device: torch.device, dtype: torch.dtype) -> bool:

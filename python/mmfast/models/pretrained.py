@@ -35,6 +35,11 @@ def pretrained_config(folder: Path, vocabulary: Vocabulary, *, rows_multiple_of:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, KeyError, OSError) as error:
         raise UsageError(f"transformers cannot read {folder}/config.json: {error}") from error
+    if not hasattr(config, "vocab_size"):
+        raise UsageError(
+            f"{folder} holds more than a language model ({config.model_type}); write that one by itself, e.g. "
+            'with `mmfast.load(folder).save_network("language")`, and start from it'
+        )
     _require_plain(config, folder)
     config.vocab_size = _num_rows(config.vocab_size, vocabulary, rows_multiple_of)
     for role in ("bos", "eos", "pad"):

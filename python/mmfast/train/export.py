@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from mmfast.console import log
 from mmfast.distributed import rank
+from mmfast.errors import CheckpointError
 from mmfast.files import write_json
 from mmfast.models.decoder import DecoderConfig, build_decoder
 from mmfast.models.lora import merged
@@ -54,6 +55,7 @@ def export_model(
 
     Raises:
         VocabularyMismatchError: the image tokenizer is no longer the one that the data was made with.
+        CheckpointError: the folder cannot be written; an earlier export is untouched.
     """
     weights = get_model_state_dict(
         decoder, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -64,15 +66,31 @@ def export_model(
             require_image_tokenizer(dataset)
             temporary = folder.with_name(folder.name + ".tmp")
             shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            _write_weights(weights, temporary, config=config, dataset=dataset, dtype=dtype)
-            _write_companions(dataset, temporary)
+            with _removed_if_cut_short(temporary, folder):
+                temporary.mkdir(parents=True)
+                _write_weights(weights, temporary, config=config, dataset=dataset, dtype=dtype)
+                _write_companions(dataset, temporary)
             previous = folder.with_name(folder.name + ".old")
             shutil.rmtree(previous, ignore_errors=True)
             if folder.exists():
                 folder.rename(previous)
             temporary.rename(folder)
             shutil.rmtree(previous, ignore_errors=True)
+
+
+@contextmanager
+def _removed_if_cut_short(temporary: Path, folder: Path) -> Iterator[None]:
+    """Turns what a full disk and its like raise into an error that says what to do."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"cannot write the exported model {folder}: {error}. Free some space, or see to that, then start "
+            "the same command again: it goes on from the newest whole checkpoint, which is untouched."
+        ) from error
 
 
 def _write_weights(

@@ -3,6 +3,7 @@
 Each is imported only when a run asks for it, on rank 0.
 """
 
+import secrets
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -23,25 +24,28 @@ class Logger(Protocol):
         """Sends what is left."""
 
 
-def open_loggers(names: Sequence[str], folder: Path, *, config: Mapping[str, Any]) -> list[Logger]:
-    """The loggers of a run.
+def open_loggers(
+    names: Sequence[str], folder: Path, *, config: Mapping[str, Any], start_step: int = 0
+) -> list[Logger]:
+    """The loggers of a run; one that goes on from a checkpoint continues the curves it had.
 
     Args:
         names: `tensorboard`, `wandb`, `trackio`.
         folder: run folder; its name is the run's.
         config: what the run was started with, shown beside its curves.
+        start_step: steps that are done; TensorBoard forgets what it has of later ones.
 
     Raises:
         UsageError: a package is not installed.
     """
-    return [_OPENERS[name](folder, config) for name in names]
+    return [_OPENERS[name](folder, config, start_step) for name in names]
 
 
 class _TensorBoard:
-    def __init__(self, folder: Path, _config: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, _config: Mapping[str, Any], start_step: int) -> None:
         _require("tensorboard")
         writer = import_module("torch.utils.tensorboard").SummaryWriter
-        self.writer = writer(log_dir=str(folder / "tensorboard"))
+        self.writer = writer(log_dir=str(folder / "tensorboard"), purge_step=start_step + 1)
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
@@ -67,12 +71,18 @@ class _Tracked:
         self.package.finish()
 
 
-def _wandb(folder: Path, config: Mapping[str, Any]) -> Logger:
-    return _Tracked("wandb", folder, config, dir=str(folder), resume="allow")
+def _wandb(folder: Path, config: Mapping[str, Any], start_step: int) -> Logger:
+    # W&B goes on with a run by its id, which is the folder's for as long as its run lasts.
+    id_file = folder / "wandb_id"
+    if start_step == 0 or not id_file.is_file():
+        id_file.write_text(secrets.token_hex(8), encoding="utf-8")
+    run_id = id_file.read_text(encoding="utf-8")
+    return _Tracked("wandb", folder, config, dir=str(folder), id=run_id, resume="allow")
 
 
-def _trackio(folder: Path, config: Mapping[str, Any]) -> Logger:
-    return _Tracked("trackio", folder, config)
+def _trackio(folder: Path, config: Mapping[str, Any], start_step: int) -> Logger:
+    # Trackio goes on with a run by its name.
+    return _Tracked("trackio", folder, config, resume="allow" if start_step else "never")
 
 
 def _require(package: str) -> Any:

@@ -312,7 +312,9 @@ class _Run:
         with together():
             if rank() == 0:
                 described = dataclasses.asdict(self.config)
-                loggers = open_loggers(loop.loggers, self.output, config=described)
+                loggers = open_loggers(
+                    loop.loggers, self.output, config=described, start_step=state.step
+                )
         return MetricsLog(
             self.output,
             num_steps=loop.steps,

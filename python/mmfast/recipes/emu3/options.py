@@ -9,21 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 from mmfast.errors import UsageError
-from mmfast.prepare.options import require_distinct_copies, require_positive, require_sources
+from mmfast.prepare.options import CaptionedImagesOptions, CodingOptions, require_positive
 
-_LAYOUT_HELP = (
-    "A sequence per segment with modes, or one sequence per document for NeMo and GPTDataset."
-)
-_BATCH_HELP = (
-    "Images of one size per call of the tokenizer; part of the plan, since it can move a code. By default "
-    "about half a million pixels."
-)
 _LOSS_HELP = "Learn all ids, as NeMo does, or only what follows the prompt."
-_DEVICE_HELP = "auto, cpu or cuda; part of the plan, since it can move a code."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CoyoPrepareOptions:
+class CoyoPrepareOptions(CodingOptions):
     """Prepare images with captions for vision understanding, as NeMo's COYO script does.
 
     Documents are `[bos]You are a helpful assistant. USER: IMAGE Please describe the image. ASSISTANT: caption[eos]`.
@@ -71,20 +63,7 @@ class CoyoPrepareOptions:
     gray: Literal["keep", "skip"] = dataclasses.field(
         default="keep", metadata={"help": "Grey images as RGB, or skipped as NeMo's script does."}
     )
-    layout: Literal["documents", "single"] = dataclasses.field(
-        default="documents", metadata={"help": _LAYOUT_HELP}
-    )
     loss: Literal["all", "answer"] = dataclasses.field(default="all", metadata={"help": _LOSS_HELP})
-    max_caption_tokens: int = dataclasses.field(
-        default=4096, metadata={"help": "Records with a longer caption are skipped."}
-    )
-    max_image_pixels: int = dataclasses.field(
-        default=64 * 1024 * 1024, metadata={"help": "Larger images are skipped undecoded."}
-    )
-    encode_batch: int | None = dataclasses.field(default=None, metadata={"help": _BATCH_HELP})
-    device: Literal["auto", "cpu", "cuda"] = dataclasses.field(
-        default="auto", metadata={"help": _DEVICE_HELP}
-    )
     dataset_impl: Literal["mmap", "lazy", "cached", "retmmap"] = dataclasses.field(
         default="mmap",
         metadata={"help": "NeMo's flag; mmap is what is written, others are refused."},
@@ -102,16 +81,14 @@ class CoyoPrepareOptions:
                 f"--dataset-impl {self.dataset_impl} is not written; leave it at mmap, which NeMo and "
                 "megatron-core read"
             )
-        require_positive(
-            self,
-            "spatial_factor", "min_pixels", "max_pixels", "max_caption_tokens", "max_image_pixels", "encode_batch",
-        )  # fmt: skip
+        super().__post_init__()
+        require_positive(self, "spatial_factor", "min_pixels", "max_pixels")
         if self.min_pixels > self.max_pixels:
             raise UsageError("--min-pixels must not be above --max-pixels")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PokemonPrepareOptions:
+class PokemonPrepareOptions(CodingOptions):
     """Prepare images with captions for image generation with Cosmos, as NeMo's Pokemon script does.
 
     Documents are `[bos]You are a helpful assistant. Draw a picture for the caption given by the user. USER:
@@ -142,25 +119,11 @@ class PokemonPrepareOptions:
     image_size: int = dataclasses.field(
         default=512, metadata={"help": "Side in pixels; images are stretched to a square."}
     )
-    layout: Literal["documents", "single"] = dataclasses.field(
-        default="documents", metadata={"help": _LAYOUT_HELP}
-    )
     loss: Literal["all", "answer"] = dataclasses.field(default="all", metadata={"help": _LOSS_HELP})
-    max_caption_tokens: int = dataclasses.field(
-        default=4096, metadata={"help": "Records with a longer caption are skipped."}
-    )
-    max_image_pixels: int = dataclasses.field(
-        default=64 * 1024 * 1024, metadata={"help": "Larger images are skipped undecoded."}
-    )
-    encode_batch: int | None = dataclasses.field(default=None, metadata={"help": _BATCH_HELP})
-    device: Literal["auto", "cpu", "cuda"] = dataclasses.field(
-        default="auto", metadata={"help": _DEVICE_HELP}
-    )
 
     def __post_init__(self) -> None:
-        require_positive(
-            self, "image_size", "max_caption_tokens", "max_image_pixels", "encode_batch"
-        )
+        super().__post_init__()
+        require_positive(self, "image_size")
         if not self.image_encoder.is_dir():
             raise UsageError(
                 f"there is no folder {self.image_encoder}; download encoder.jit and decoder.jit of, say, "
@@ -174,39 +137,15 @@ class PokemonPrepareOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Emu3PrepareOptions:
+class Emu3PrepareOptions(CaptionedImagesOptions):
     """Prepare your own captioned images in Emu3's forms, to draw, to describe, or both.
 
     Of each caption there is a document `[bos]caption IMAGE[eos]`, which teaches to draw, and one
     `[bos]You are a helpful assistant. USER: IMAGE Please describe the image. ASSISTANT: caption[eos]`.
     """
 
-    image_tokenizer: Path = dataclasses.field(metadata={"help": "Folder of an image tokenizer."})
     text_tokenizer: Path = dataclasses.field(
         metadata={"help": "Folder with emu3.tiktoken, or a tokenizer.json."}
-    )
-    images: Path | None = dataclasses.field(
-        default=None, metadata={"help": "Folder under which all images lie."}
-    )
-    captions: Path | None = dataclasses.field(
-        default=None,
-        metadata={
-            "help": "Caption file (.jsonl, .json, .parquet) or folder of .txt and .json; without it, captions lie "
-            "beside the images."
-        },
-    )
-    tars: Path | None = dataclasses.field(
-        default=None, metadata={"help": "WebDataset shards in place of --images."}
-    )
-    image_field: str = dataclasses.field(
-        default="image", metadata={"help": "Field with the image's path under --images."}
-    )
-    caption_field: str = dataclasses.field(
-        default="caption", metadata={"help": "Field with the caption, or a list of them."}
-    )
-    caption_choice: Literal["all", "random"] = dataclasses.field(
-        default="all",
-        metadata={"help": "Of several captions: a document for each, or one at random per copy."},
     )
     task: Literal["both", "generation", "understanding"] = dataclasses.field(
         default="both", metadata={"help": "Which documents are written."}
@@ -221,45 +160,12 @@ class Emu3PrepareOptions:
             "needs them."
         },
     )
-    image_size: int | None = dataclasses.field(
-        default=None,
-        metadata={
-            "help": "Side in pixels of a square; by default each image keeps its shape where the tokenizer "
-            "allows it (Emu3's), else what the tokenizer was trained at."
-        },
-    )
-    copies: int = dataclasses.field(
-        default=1, metadata={"help": "Views of each image that are encoded."}
-    )
-    augment: Literal["none", "affine"] = dataclasses.field(
-        default="none",
-        metadata={"help": "How copies after the first differ: small random affine changes."},
-    )
     loss: Literal["all", "answer"] = dataclasses.field(default="all", metadata={"help": _LOSS_HELP})
-    layout: Literal["documents", "single"] = dataclasses.field(
-        default="documents", metadata={"help": _LAYOUT_HELP}
-    )
-    max_caption_tokens: int = dataclasses.field(
-        default=4096, metadata={"help": "Records with a longer caption are skipped."}
-    )
-    max_image_pixels: int = dataclasses.field(
-        default=64 * 1024 * 1024, metadata={"help": "Larger images are skipped undecoded."}
-    )
-    encode_batch: int | None = dataclasses.field(default=None, metadata={"help": _BATCH_HELP})
-    device: Literal["auto", "cpu", "cuda"] = dataclasses.field(
-        default="auto", metadata={"help": _DEVICE_HELP}
-    )
     seed: int = dataclasses.field(
         default=0, metadata={"help": "Of random views, choices and empty captions."}
     )
 
     def __post_init__(self) -> None:
-        require_sources(images=self.images, tars=self.tars, captions=self.captions)
-        require_positive(
-            self, "copies", "image_size", "max_caption_tokens", "max_image_pixels", "encode_batch"
-        )
+        super().__post_init__()
         if not 0 <= self.null_prompt_prob < 1:
             raise UsageError("--null-prompt-prob must lie in [0, 1)")
-        require_distinct_copies(
-            copies=self.copies, augment=self.augment, caption_choice=self.caption_choice
-        )

@@ -29,7 +29,7 @@ from mmfast.vocab import Vocabulary
 
 ORIGINAL, CONDITIONAL = "Emu3", "emu3"
 VISION_REPOSITORY = "BAAI/Emu3-VisionTokenizer"
-# Names of language model tensors in -hf files, of old and new make, and in `Emu3ForCausalLM`.
+# Names of language model tensors in -hf files, of old and new make, and in `LlamaForCausalLM`.
 _KEY_MAPPING = {
     r"^text_model\.model\.": "model.",
     r"^text_model\.lm_head\.": "lm_head.",
@@ -76,8 +76,13 @@ class PublishedEmu3:
         }
 
     def load_network(self, *, dtype: torch.dtype, attention: str) -> Any:
-        """The language model as transformers' `Emu3ForCausalLM`."""
-        from transformers import Emu3ForCausalLM, Emu3TextConfig
+        """The language model as a Llama, which it is but for the dropout of its training.
+
+        Unlike `Emu3ForCausalLM`, transformers' automatic classes know it: what `save_pretrained` writes of it is a
+        folder that training goes on from.
+        """
+        from transformers import Emu3TextConfig, LlamaConfig, LlamaForCausalLM
+        from transformers.utils import logging
 
         if self._is_original:
             fields = dict(self._config)
@@ -89,20 +94,29 @@ class PublishedEmu3:
             fields = dict(self._config["text_config"])
             fields.pop("model_type", None)
         try:
-            config = Emu3TextConfig(**fields)
+            complete = Emu3TextConfig(**fields).to_dict()
+            for name in ("model_type", "architectures", "attention_dropout"):
+                complete.pop(name, None)
+            config = LlamaConfig(**complete)
         except (TypeError, ValueError) as error:
             raise CorruptDataError(
                 f"{self._folder / 'config.json'} does not describe Emu3: {error}"
             ) from error
-        network, found = Emu3ForCausalLM.from_pretrained(
-            self._folder,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attention,
-            key_mapping=_KEY_MAPPING,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        verbosity = logging.get_verbosity()
+        # It would list every weight of the image tokenizer as unexpected.
+        logging.set_verbosity_error()
+        try:
+            network, found = LlamaForCausalLM.from_pretrained(
+                self._folder,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attention,
+                key_mapping=_KEY_MAPPING,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        finally:
+            logging.set_verbosity(verbosity)
         if found["missing_keys"]:
             some = ", ".join(sorted(found["missing_keys"])[:3])
             raise CorruptDataError(
