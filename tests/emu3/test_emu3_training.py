@@ -158,7 +158,9 @@ def test_training_goes_on_from_published_weights(
     capfd.readouterr()
     model = mmfast.load(published, device="cpu")
     assert "UNEXPECTED" not in capfd.readouterr().err
-    with pytest.raises(UsageError, match="save_network" if layout == "hf" else "transformers cannot"):
+    with pytest.raises(
+        UsageError, match="save_network" if layout == "hf" else "transformers cannot"
+    ):
         pretrained_config(published, model.vocabulary, rows_multiple_of=1)
     model.save_network(tmp_path / "language")
     settings = [

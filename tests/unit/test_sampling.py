@@ -265,6 +265,28 @@ def test_prepared_parameters_can_be_joined():
     assert_rows_equal(direct, joined)
 
 
+def test_repeated_settings_are_read_anew_where_they_may_have_changed():
+    logits = random_logits(4, 300)
+
+    def kept(**settings) -> list[int]:
+        return sample(logits, seeds=1, steps=0, **settings).num_kept.tolist()
+
+    temperature, scales = torch.ones(4), [torch.ones(4)]
+    before = kept(temperature=temperature, top_p=0.9)
+    assert before == kept(temperature=1.0, top_p=0.9) == kept(temperature=1, top_p=0.9)
+    temperature.fill_(0.2)
+    assert kept(temperature=temperature, top_p=0.9) == kept(temperature=0.2, top_p=0.9) != before
+    assert kept(guidance_scale=scales, top_p=0.9) == before
+    with torch.inference_mode():
+        inside = kept(temperature=0.7, top_p=0.8)
+    assert kept(temperature=0.7, top_p=0.8) == inside
+    two = sample(logits[:2], seeds=1, steps=0, temperature=0.7, top_p=0.8)
+    assert two.num_kept.tolist() == inside[:2]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="top_p is -1"):
+            kept(top_p=-1)
+
+
 def test_an_empty_batch_gives_an_empty_result():
     assert sample(torch.zeros(0, 5), seeds=0, steps=0).tokens.shape == (0,)
 

@@ -4,9 +4,10 @@ Shapes: B rows, V vocabulary ids, S conditional streams, D draws a row.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -20,6 +21,7 @@ from mmfast.sampling.weights import EXPONENT_BITS
 
 Backend = Literal["auto", "torch", "triton", "rust"]
 _NATS = math.log(2) / (1 << EXPONENT_BITS)
+_PLAIN = (int, float, str, type(None))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +135,9 @@ def sample(
         ImportError: `backend="triton"` without Triton.
     """
     num_rows = check_logits(logits).shape[0]
-    params = SamplingParams.prepare(
+    params = _prepared(
         num_rows,
+        logits.device,
         guidance_scale=guidance_scale,
         contrastive_alpha=contrastive_alpha,
         contrastive_k=contrastive_k,
@@ -151,7 +154,6 @@ def sample(
         min_p_first=min_p_first,
         filter_temperature=filter_temperature,
         greedy_below=greedy_below,
-        device=logits.device,
     )
     return sample_prepared(
         logits,
@@ -169,6 +171,19 @@ def sample(
         exempt=exempt,
         backend=backend,
     )
+
+
+def _prepared(num_rows: int, device: torch.device, **settings: Any) -> SamplingParams:
+    """Parameters of these settings: those of plain numbers and names are kept, since loops repeat them."""
+    is_plain = all(isinstance(value, _PLAIN) for value in settings.values())
+    return (_kept if is_plain else _derived)(num_rows, device, **settings)
+
+
+def _derived(num_rows: int, device: torch.device, **settings: Any) -> SamplingParams:
+    return SamplingParams.prepare(num_rows, device=device, **settings)
+
+
+_kept = functools.lru_cache(maxsize=256)(_derived)
 
 
 def sample_prepared(
