@@ -137,7 +137,7 @@ gpu-kernels: ## sampling kernels on one GPU, checked, then timed beside their pe
 
 .PHONY: kernel-resources
 kernel-resources: $(STAMP_BUILD) ## registers and memory of every sampling kernel on three architectures, without a GPU
-	$(BIN)/python tests/kernels/compile_sampling.py 80 90 100 > benches/results/kernel_resources.json
+	$(BIN)/python tests/kernels/compile_sampling.py --every-variant 80 90 100 > benches/results/kernel_resources.json
 
 .PHONY: gpu-train
 gpu-train: $(STAMP_BUILD) ## training steps on one GPU beside transformers alone; JSON into benches/results

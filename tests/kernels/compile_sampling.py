@@ -1,27 +1,33 @@
 """Compiles every sampling kernel for each architecture and prints what it needs as JSON.
 
 What is compiled is what `draw_rows` would launch, with its specialisations. A script, since a process that runs
-kernels in Triton's interpreter cannot compile any.
+kernels in Triton's interpreter cannot compile any. Kernels of divisions alone come first: what those are made of is
+all that a repetition penalty may add.
 
-    compile_sampling.py CAPABILITY...
+    compile_sampling.py [--every-variant] CAPABILITY...
 """
 
+import argparse
 import json
 import re
-import sys
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 from cubin import resources
 from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 from triton.runtime import driver
 
-from mmfast.kernels.draw_rows import LaunchShape, plan
+from mmfast.kernels.draw_rows import Launch, LaunchShape, plan
 from mmfast.sampling.inputs import DrawInputs, resolve
 from mmfast.sampling.params import SamplingParams
 
 NUM_PROCESSORS = 132
 VOCABULARY = 184_622
+NUM_DIVISIONS = (1, 2, 7)
 
 
 class AbsentDevice:
@@ -117,33 +123,65 @@ def variants(*, is_full: bool) -> list[Variant]:
     ]
 
 
+def launches(*, is_full: bool) -> Iterator[tuple[str, Launch]]:
+    """Names of the variants and what each launches."""
+    for variant in variants(is_full=is_full):
+        for launch in plan(variant.inputs, shape=variant.shape)[1]:
+            yield variant.name, launch
+
+
+@triton.jit
+def divisions_kernel(x_ptr, y_ptr, COUNT: tl.constexpr):
+    """Divides COUNT times and does nothing else."""
+    for i in tl.static_range(COUNT):
+        at = i * 32 + tl.arange(0, 32)
+        tl.store(x_ptr + at, tl.div_rn(tl.load(x_ptr + at), tl.load(y_ptr + at)))
+
+
+def compile_divisions(count: int, capability: int) -> Any:
+    """The kernel of that many divisions."""
+    source = ASTSource(
+        divisions_kernel,
+        {"x_ptr": "*fp32", "y_ptr": "*fp32", "COUNT": "constexpr"},
+        constexprs={"COUNT": count},
+    )
+    options = {"num_warps": 1, "enable_fp_fusion": False}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def row(kernel: str, variant: str, capability: int, compiled: Any) -> dict[str, Any]:
+    """What is recorded of a compiled kernel."""
+    ptx = compiled.asm["ptx"]
+    return {
+        "kernel": kernel,
+        "variant": variant,
+        "capability": capability,
+        "num_warps": compiled.metadata.num_warps,
+        "shared_bytes": compiled.metadata.shared,
+        "num_fused_ptx": len(re.findall(r"\bfma\.", ptx)),
+        "num_divisions_ptx": ptx.count("div.rn.f32"),
+        "num_flushing_ptx": ptx.count(".ftz"),
+        **resources(compiled.asm["cubin"]),
+    }
+
+
 def main() -> None:
-    results = []
-    seen = set()
-    for capability in map(int, sys.argv[1:]):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--every-variant", action="store_true", help="on all, not on 90 alone")
+    parser.add_argument("capabilities", type=int, nargs="+")
+    arguments = parser.parse_args()
+    rows = []
+    for capability in arguments.capabilities:
         driver.set_active(AbsentDevice(capability))
-        for variant in variants(is_full=capability == 90):
-            _, launches = plan(variant.inputs, shape=variant.shape)
-            for launch in launches:
-                compiled = launch.compile()
-                key = (capability, compiled.hash)
-                if key in seen:
-                    continue
-                seen.add(key)
-                results.append(
-                    {
-                        "kernel": launch.kernel.fn.__name__,
-                        "variant": variant.name,
-                        "capability": capability,
-                        "num_warps": compiled.metadata.num_warps,
-                        "shared_bytes": compiled.metadata.shared,
-                        "num_fma_ptx": len(re.findall(r"\bfma\.", compiled.asm["ptx"])),
-                        "num_divisions_ptx": compiled.asm["ptx"].count("div.rn.f32"),
-                        "num_ftz_ptx": compiled.asm["ptx"].count(".ftz"),
-                        **resources(compiled.asm["cubin"]),
-                    }
-                )
-    json.dump(results, sys.stdout, indent=1)
+        for count in NUM_DIVISIONS:
+            compiled = compile_divisions(count, capability)
+            rows.append(row("divisions_kernel", f"divisions: {count}", capability, compiled))
+        is_full = arguments.every_variant or capability == 90
+        for variant, launch in launches(is_full=is_full):
+            name = launch.kernel.fn.__name__
+            rows.append(row(name, variant, capability, launch.compile()))
+    text = ",\n".join(map(json.dumps, rows))
+    print(f'{{"triton": "{triton.__version__}", "kernels": [\n{text}\n]}}')
 
 
 if __name__ == "__main__":
