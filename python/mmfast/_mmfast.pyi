@@ -6,6 +6,8 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
+from mmfast.sampling.inputs import DrawInputs
+
 __all__ = [
     "BatchLoader",
     "DatasetReader",
@@ -234,32 +236,7 @@ def pack_lengths(
     lengths: npt.NDArray[np.uint32], capacity: int
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]: ...
 def draw_rows(
-    conditions: Sequence[npt.NDArray[Any]],
-    base: npt.NDArray[Any] | None,
-    *,
-    number_format: str,
-    first_id: int,
-    ranges: npt.NDArray[np.int64] | None,
-    mask: npt.NDArray[np.bool_] | None,
-    bits: npt.NDArray[np.uint32] | None,
-    history: npt.NDArray[np.uint32] | None,
-    guidance: npt.NDArray[np.float32],
-    bits_per_logit: npt.NDArray[np.float32],
-    filter_bits_per_logit: npt.NDArray[np.float32],
-    greedy: npt.NDArray[np.bool_],
-    top_k: npt.NDArray[np.int64],
-    top_p: npt.NDArray[np.int64],
-    min_p: npt.NDArray[np.int64],
-    contrastive_k: npt.NDArray[np.int64],
-    contrastive_log_alpha: npt.NDArray[np.float32],
-    repetition_penalty: npt.NDArray[np.float32],
-    offsets: npt.NDArray[np.float32] | None,
-    rules: npt.NDArray[np.int64],
-    seeds: npt.NDArray[np.int64],
-    steps: npt.NDArray[np.int64],
-    positions: npt.NDArray[np.int64] | None,
-    num_draws: int,
-    num_threads: int,
+    inputs: DrawInputs, num_threads: int
 ) -> tuple[
     npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.uint8]
 ]: ...

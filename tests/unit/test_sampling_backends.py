@@ -8,6 +8,8 @@ and history are given differ from call to call, and so do permutations and parts
 
 import dataclasses
 import multiprocessing
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -272,22 +274,50 @@ def test_the_number_of_threads_changes_nothing(threads):
             assert torch.equal(getattr(whole, field.name)[rows], getattr(part, field.name))
 
 
-def draw_in_child(connection) -> None:
-    connection.send(draw(large_batch(), "rust").tokens.tolist())
-
-
-def test_a_process_may_fork_after_it_has_drawn(threads):
+@pytest.fixture
+def drawing(threads):
+    """Draws on two threads. No operator of torch works on them for long, as its own do not survive a fork."""
     threads(2)
-    expected = draw(large_batch(), "rust").tokens.tolist()
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    # torch's own thread pool does not survive a fork; one thread in the child needs none of it.
-    threads(1)
-    child = multiprocessing.get_context("fork").Process(target=draw_in_child, args=(sender,))
-    child.start()
-    assert receiver.poll(120), "the child gave no answer"
-    assert receiver.recv() == expected
-    child.join()
-    assert child.exitcode == 0
+    cond, uncond = torch.randn(2, 3, 100_000, generator=torch.Generator().manual_seed(5)).unbind()
+    counts = torch.arange(3)
+    params = SamplingParams.prepare(3, guidance_scale=3.0, top_k=200, top_p=0.9)
+
+    def tokens() -> list[int]:
+        return sample_prepared(
+            cond, uncond, params=params, seeds=counts, steps=counts
+        ).tokens.tolist()
+
+    return tokens
+
+
+def test_processes_forked_amid_draws_draw_on_threads_of_their_own(drawing):
+    expected = drawing()
+    stopped = threading.Event()
+
+    def keep_drawing() -> None:
+        while not stopped.is_set():
+            assert drawing() == expected
+
+    def draw_in_child(connection) -> None:
+        connection.send([drawing() for _ in range(3)])
+
+    # one of these has the native threads in most moments, and a child inherits that state
+    with ThreadPoolExecutor(2) as pool:
+        busy = [pool.submit(keep_drawing) for _ in range(2)]
+        try:
+            for _ in range(5):
+                receiver, sender = multiprocessing.Pipe(duplex=False)
+                context = multiprocessing.get_context("fork")
+                child = context.Process(target=draw_in_child, args=(sender,))
+                child.start()
+                assert receiver.poll(120), "the child gave no answer"
+                assert receiver.recv() == [expected] * 3
+                child.join()
+                assert child.exitcode == 0
+        finally:
+            stopped.set()
+        for future in busy:
+            future.result()
 
 
 def test_the_cpu_uses_the_native_sampler():
@@ -300,3 +330,22 @@ def test_the_cpu_uses_the_native_sampler():
     with pytest.raises(ValueError, match="needs CPU tensors"):
         sample_prepared(logits.to("meta"), params=params, backend="rust", **arguments)
     assert sample_prepared(logits, params=params, **arguments).num_kept.tolist() == [3]
+
+
+def test_the_native_sampler_reads_tensors_however_they_lie():
+    generator = torch.Generator().manual_seed(6)
+    logits = torch.randn(2, 4, 999, generator=generator)
+    counts = torch.arange(8).reshape(4, 2)
+    params = SamplingParams.prepare(4, guidance_scale=torch.rand(4, 2)[:, 1], top_k=30)
+    arguments = {"params": params, "seeds": counts[:, 1], "steps": counts[:, 0]}
+    expected = sample_prepared(*logits, backend="torch", **arguments)
+    in_columns = logits.transpose(1, 2).contiguous().transpose(1, 2)
+    for cond, uncond in (
+        logits,
+        in_columns,
+        torch.cat([logits, logits], dim=-1)[:, :, :999],
+        (torch.nn.Parameter(logits[0]), logits[1].clone().requires_grad_()),
+        (logits[0], torch._neg_view(-logits[1])),
+    ):
+        found = sample_prepared(cond, uncond, backend="rust", **arguments)
+        assert differing_field(expected, found) is None

@@ -109,9 +109,12 @@ def resolve(
             f"{high - low} ids are allowed, more than {MAX_ALLOWED_IDS}: pass `allowed` with the "
             "range that this step may emit"
         )
+    if (low, high) != (0, num_ids):
+        conditions = tuple(stream[:, low:high] for stream in conditions)
+        uncond = None if uncond is None else uncond[:, low:high]
     inputs = DrawInputs(
-        conditions=tuple(stream[:, low:high] for stream in conditions),
-        unconditional=None if uncond is None else uncond[:, low:high],
+        conditions=conditions,
+        unconditional=uncond,
         params=params,
         seeds=seeds,
         steps=steps,

@@ -20,6 +20,7 @@ from mmfast.sampling.reference import STATUS_EMPTY
 from mmfast.sampling.weights import EXPONENT_BITS
 
 Backend = Literal["auto", "torch", "triton", "rust"]
+_BACKENDS: tuple[str, ...] = get_args(Backend)
 _NATS = math.log(2) / (1 << EXPONENT_BITS)
 _PLAIN = (int, float, str, type(None))
 
@@ -238,9 +239,11 @@ def sample_prepared(
         case _:
             drawn = reference.draw(inputs)
     logprobs = (drawn.log2_probabilities.to(torch.float64) * _NATS).to(torch.float32)
-    is_empty = (drawn.status & STATUS_EMPTY) != 0
-    logprobs = torch.where(is_empty[:, None], -math.inf, logprobs)
-    tokens = drawn.tokens + inputs.first_id
+    # on an accelerator nothing is read back to find out
+    if logprobs.device.type != "cpu" or drawn.status.any():
+        is_empty = (drawn.status & STATUS_EMPTY) != 0
+        logprobs = torch.where(is_empty[:, None], -math.inf, logprobs)
+    tokens = drawn.tokens if inputs.first_id == 0 else drawn.tokens + inputs.first_id
     return SampleOutput(
         tokens=tokens[:, 0] if num_draws is None else tokens,
         logprobs=logprobs[:, 0] if num_draws is None else logprobs,
@@ -253,10 +256,8 @@ def resolve_backend(backend: Backend, inputs: DrawInputs) -> Literal["torch", "t
     """The backend that draws from these inputs; raises `ValueError` if it cannot be the one asked for."""
     if backend == "torch":
         return "torch"
-    if backend not in get_args(Backend):
-        raise ValueError(
-            f"backend is {backend!r}; it must be one of {', '.join(get_args(Backend))}"
-        )
+    if backend not in _BACKENDS:
+        raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(_BACKENDS)}")
     if backend != "auto":
         problem = (native if backend == "rust" else triton).why_not(inputs)
         if problem is not None:

@@ -8,10 +8,10 @@ use numpy::{
     PyUntypedArrayMethods,
 };
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyInt, PyList, PyType};
+use pyo3::types::{PyInt, PyList};
 use pyo3::{ffi, intern};
 
+use crate::dlpack::{NumberType, View};
 use crate::error::to_py;
 
 /// Ids that the core can take.
@@ -99,63 +99,25 @@ const SHORT: usize = 1 << 14;
 /// anything else, which may still be taken as an array.
 ///
 /// They are copied at once, while the GIL keeps other threads from resizing the tensor.
-#[expect(unsafe_code, reason = "a tensor says where its ids are by a number")]
+#[expect(unsafe_code, reason = "a tensor says where its ids are by a pointer")]
 fn short_tensor(ids: &Bound<'_, PyAny>, dataset: Dtype) -> Option<Ids<'static>> {
-    static TENSOR: PyOnceLock<Py<PyType>> = PyOnceLock::new();
-    static INT32: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    static INT64: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let py = ids.py();
     dataset.id_range()?;
-    let data_ptr = ids.getattr_opt(intern!(py, "data_ptr")).ok()??;
-    // Subclasses may hold anything, or nothing.
-    if !ids
-        .get_type()
-        .is(TENSOR.import(py, "torch", "Tensor").ok()?)
-    {
-        return None;
-    }
-    let attribute = |name| ids.getattr(name).ok();
-    let is_plain = attribute(intern!(py, "is_cpu"))?.is_truthy().ok()?
-        && attribute(intern!(py, "is_contiguous"))?
-            .call0()
-            .ok()?
-            .is_truthy()
-            .ok()?;
-    let num_ids: usize = attribute(intern!(py, "numel"))?
-        .call0()
-        .ok()?
-        .extract()
-        .ok()?;
-    if !is_plain || num_ids > SHORT {
-        return None;
-    }
-    let named = |cell: &'static PyOnceLock<Py<PyAny>>, name: &str| {
-        let found = cell.get_or_try_init(py, || {
-            Ok::<_, PyErr>(py.import("torch")?.getattr(name)?.unbind())
-        });
-        found.ok().map(|dtype| dtype.bind(py))
-    };
-    let dtype = attribute(intern!(py, "dtype"))?;
-    let is_int64 = dtype.is(named(&INT64, "int64")?);
-    let is_int32 = dataset == Dtype::I32 && dtype.is(named(&INT32, "int32")?);
-    let address: usize = data_ptr.call0().ok()?.extract().ok()?;
-    if address == 0 {
-        return None;
-    }
-    // SAFETY: a contiguous tensor of that type in the CPU's memory has this many ids there. Nobody else
-    // runs Python code until they are copied, so it is neither resized nor freed; torch aligns what it
-    // allocates, and memory that it was given is checked.
+    let view = View::of(ids)?;
+    // SAFETY: of these types. Nobody else runs Python code until they are copied, so nobody resizes the tensor
+    // or writes to it.
     unsafe {
-        if is_int64 && address.is_multiple_of(size_of::<i64>()) {
-            let ids = std::slice::from_raw_parts(address as *const i64, num_ids);
-            return Some(Ids::Int64(ids.to_vec()));
-        }
-        if is_int32 && address.is_multiple_of(size_of::<i32>()) {
-            let ids = std::slice::from_raw_parts(address as *const i32, num_ids);
-            return Some(Ids::Int32(ids.to_vec()));
+        match view.number_type {
+            NumberType::INT64 => {
+                let ids = view.contiguous::<i64>()?;
+                (ids.len() <= SHORT).then(|| Ids::Int64(ids.to_vec()))
+            }
+            NumberType::INT32 if dataset == Dtype::I32 => {
+                let ids = view.contiguous::<i32>()?;
+                (ids.len() <= SHORT).then(|| Ids::Int32(ids.to_vec()))
+            }
+            _ => None,
         }
     }
-    None
 }
 
 /// A list of ints, or an array of int64; `None` if it is something else.

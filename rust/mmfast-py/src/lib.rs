@@ -2,6 +2,7 @@
 
 mod arguments;
 mod dataset;
+mod dlpack;
 mod error;
 mod gather;
 mod gil;

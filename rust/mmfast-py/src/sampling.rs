@@ -1,184 +1,222 @@
-//! Sampling for Python: rows of torch's tensors, seen as arrays, go to the core without a copy.
+//! Sampling for Python: torch's tensors go to the core where they lie, without a copy of logits.
 
 use mmfast_core::Error;
 use mmfast_core::sample::{
     Bf16, Bitmaps, Drawn, F16, F32, Format, Inputs, Masks, Parameters, draw,
 };
-use numpy::ndarray::Axis;
-use numpy::{
-    Element, IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2,
-};
+use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 
+use crate::dlpack::{NumberType, View};
 use crate::error::to_py;
 use crate::gil::run_detached;
 
-/// Tokens counted from the range's start, kept ids, log2-probabilities (26 fractional bits), status. Tokens
-/// and log2-probabilities have the draws of row after row.
+/// Tokens counted from the range's start [B, D], kept ids [B], log2-probabilities (26 fractional bits) [B, D],
+/// status [B].
 type Found<'py> = (
+    Bound<'py, PyArray2<i64>>,
     Bound<'py, PyArray1<i64>>,
-    Bound<'py, PyArray1<i64>>,
-    Bound<'py, PyArray1<i64>>,
+    Bound<'py, PyArray2<i64>>,
     Bound<'py, PyArray1<u8>>,
 );
 
-/// Draws ids from rows. Arrays of logits are [B, N] with contiguous rows: float32, or uint16 that holds
-/// `float16` or `bfloat16`. `ranges` is [B, 2], `mask` and the words of `bits` and `history` have B rows or one.
+/// `mmfast.sampling.inputs.DrawInputs`
+#[derive(FromPyObject)]
+pub(crate) struct DrawInputs<'py> {
+    conditions: Vec<Bound<'py, PyAny>>,
+    unconditional: Option<Bound<'py, PyAny>>,
+    params: SamplingParams<'py>,
+    seeds: Bound<'py, PyAny>,
+    steps: Bound<'py, PyAny>,
+    positions: Option<Bound<'py, PyAny>>,
+    num_draws: usize,
+    ranges: Option<Bound<'py, PyAny>>,
+    mask: Option<Bound<'py, PyAny>>,
+    bits: Option<Bits<'py>>,
+    history: Option<Bits<'py>>,
+    offsets: Option<Bound<'py, PyAny>>,
+}
+
+/// `mmfast.sampling.params.SamplingParams`
+#[derive(FromPyObject)]
+struct SamplingParams<'py> {
+    guidance: Bound<'py, PyAny>,
+    bits_per_logit: Bound<'py, PyAny>,
+    filter_bits_per_logit: Bound<'py, PyAny>,
+    greedy: Bound<'py, PyAny>,
+    top_k: Bound<'py, PyAny>,
+    top_p: Bound<'py, PyAny>,
+    min_p: Bound<'py, PyAny>,
+    contrastive_k: Bound<'py, PyAny>,
+    contrastive_log_alpha: Bound<'py, PyAny>,
+    repetition_penalty: Bound<'py, PyAny>,
+    rules: Bound<'py, PyAny>,
+}
+
+/// `mmfast.sampling.bitmap.Bits`
+#[derive(FromPyObject)]
+struct Bits<'py> {
+    words: Bound<'py, PyAny>,
+    first_id: usize,
+}
+
+/// Draws ids from rows. Streams have one dtype and contiguous rows, words of bits are int32.
 #[pyfunction]
-#[pyo3(signature = (conditions, base, *, number_format, first_id, ranges, mask, bits, history, guidance,
-    bits_per_logit, filter_bits_per_logit, greedy, top_k, top_p, min_p, contrastive_k, contrastive_log_alpha,
-    repetition_penalty, offsets, rules, seeds, steps, positions, num_draws, num_threads))]
-#[expect(
-    clippy::needless_pass_by_value,
-    clippy::too_many_arguments,
-    reason = "the fields of one call, as Python passes them"
-)]
+#[expect(clippy::needless_pass_by_value, reason = "as Python passes it")]
 pub(crate) fn draw_rows<'py>(
     py: Python<'py>,
-    conditions: Vec<Bound<'py, PyAny>>,
-    base: Option<Bound<'py, PyAny>>,
-    number_format: &str,
-    first_id: u32,
-    ranges: Option<PyReadonlyArray1<'py, i64>>,
-    mask: Option<PyReadonlyArray2<'py, bool>>,
-    bits: Option<PyReadonlyArray2<'py, u32>>,
-    history: Option<PyReadonlyArray2<'py, u32>>,
-    guidance: PyReadonlyArray1<'py, f32>,
-    bits_per_logit: PyReadonlyArray1<'py, f32>,
-    filter_bits_per_logit: PyReadonlyArray1<'py, f32>,
-    greedy: PyReadonlyArray1<'py, bool>,
-    top_k: PyReadonlyArray1<'py, i64>,
-    top_p: PyReadonlyArray1<'py, i64>,
-    min_p: PyReadonlyArray1<'py, i64>,
-    contrastive_k: PyReadonlyArray1<'py, i64>,
-    contrastive_log_alpha: PyReadonlyArray1<'py, f32>,
-    repetition_penalty: PyReadonlyArray1<'py, f32>,
-    offsets: Option<PyReadonlyArray1<'py, f32>>,
-    rules: PyReadonlyArray1<'py, i64>,
-    seeds: PyReadonlyArray1<'py, i64>,
-    steps: PyReadonlyArray1<'py, i64>,
-    positions: Option<PyReadonlyArray1<'py, i64>>,
-    num_draws: usize,
+    inputs: DrawInputs<'py>,
     num_threads: usize,
 ) -> PyResult<Found<'py>> {
+    let params = &inputs.params;
+    let greedy: Vec<u8> = numbers(&params.greedy, "greedy", NumberType::BOOL)?;
+    let greedy: Vec<bool> = greedy.into_iter().map(|marked| marked != 0).collect();
+    let integers = |tensor, name| numbers::<i64>(tensor, name, NumberType::INT64);
+    let floats = |tensor, name| numbers::<f32>(tensor, name, NumberType::FLOAT32);
+    let positions = inputs.positions.as_ref();
+    let positions = positions.map(|p| integers(p, "positions")).transpose()?;
+    let offsets = inputs.offsets.as_ref();
+    let offsets = offsets.map(|o| floats(o, "offsets")).transpose()?;
+    let ranges = inputs.ranges.as_ref();
+    let ranges = ranges.map(|r| integers(r, "ranges")).transpose()?;
     let parameters = Parameters {
-        guidance: guidance.as_slice()?,
-        bits_per_logit: bits_per_logit.as_slice()?,
-        filter_bits_per_logit: filter_bits_per_logit.as_slice()?,
-        greedy: greedy.as_slice()?,
-        top_k: top_k.as_slice()?,
-        top_p: top_p.as_slice()?,
-        min_p: min_p.as_slice()?,
-        contrastive_k: contrastive_k.as_slice()?,
-        contrastive_log_alpha: contrastive_log_alpha.as_slice()?,
-        repetition_penalty: repetition_penalty.as_slice()?,
-        rules: rules.as_slice()?,
-        seeds: seeds.as_slice()?,
-        steps: steps.as_slice()?,
-        positions: positions.as_ref().map(|p| p.as_slice()).transpose()?,
-        offsets: offsets.as_ref().map(|o| o.as_slice()).transpose()?,
+        guidance: &floats(&params.guidance, "guidance")?,
+        bits_per_logit: &floats(&params.bits_per_logit, "bits_per_logit")?,
+        filter_bits_per_logit: &floats(&params.filter_bits_per_logit, "filter_bits_per_logit")?,
+        greedy: &greedy,
+        top_k: &integers(&params.top_k, "top_k")?,
+        top_p: &integers(&params.top_p, "top_p")?,
+        min_p: &integers(&params.min_p, "min_p")?,
+        contrastive_k: &integers(&params.contrastive_k, "contrastive_k")?,
+        contrastive_log_alpha: &floats(&params.contrastive_log_alpha, "contrastive_log_alpha")?,
+        repetition_penalty: &floats(&params.repetition_penalty, "repetition_penalty")?,
+        rules: &integers(&params.rules, "rules")?,
+        seeds: &integers(&inputs.seeds, "seeds")?,
+        steps: &integers(&inputs.steps, "steps")?,
+        positions: positions.as_deref(),
+        offsets: offsets.as_deref(),
     };
-    let mask_rows = mask.as_ref().map(rows).transpose()?;
-    let bit_rows = bits.as_ref().map(rows).transpose()?;
-    let history_rows = history.as_ref().map(rows).transpose()?;
-    let first_id = first_id as usize;
-    let bitmaps = |rows| Bitmaps { rows, first_id };
+    let mask = inputs.mask.as_ref();
+    let mask_rows = mask.map(|mask| rows::<u8>(mask, "mask", NumberType::BOOL));
+    let mask_rows = mask_rows.transpose()?;
+    let bit_rows = inputs.bits.as_ref().map(Bits::rows).transpose()?;
+    let history_rows = inputs.history.as_ref().map(Bits::rows).transpose()?;
     let masks = match (&ranges, &mask_rows, &bit_rows) {
         (None, None, None) => Masks::All,
-        (Some(ranges), None, None) => Masks::Ranges(ranges.as_slice()?),
+        (Some(ranges), None, None) => Masks::Ranges(ranges),
         (None, Some(rows), None) => Masks::Marked(rows),
-        (None, None, Some(rows)) => Masks::Bits(bitmaps(rows)),
+        (None, None, Some((rows, first_id))) => Masks::Bits(bitmaps(rows, *first_id)),
         _ => {
             return Err(to_py(Error::argument(
                 "only one of ranges, mask and bits can say which ids exist",
             )));
         }
     };
+    let history = history_rows.as_ref();
     let call = Call {
-        conditions: &conditions,
-        base: base.as_ref(),
+        inputs: &inputs,
         masks,
-        history: history_rows.as_deref().map(bitmaps),
+        history: history.map(|(rows, first_id)| bitmaps(rows, *first_id)),
         parameters: &parameters,
-        num_draws,
         num_threads,
     };
-    let drawn = match number_format {
-        "float32" => call.draw_from::<F32>(py),
-        "float16" => call.draw_from::<F16>(py),
-        "bfloat16" => call.draw_from::<Bf16>(py),
-        other => Err(to_py(Error::argument(format!(
-            "logits in {other} are not read here"
-        )))),
+    let number_type = inputs.conditions.first().and_then(View::of);
+    let drawn = match number_type.map(|view| view.number_type) {
+        Some(number_type @ NumberType::FLOAT16) => call.draw_from::<F16>(py, number_type),
+        Some(number_type @ NumberType::BFLOAT16) => call.draw_from::<Bf16>(py, number_type),
+        _ => call.draw_from::<F32>(py, NumberType::FLOAT32),
     }?;
     let tokens: Vec<i64> = drawn.draws.iter().map(|draw| draw.token.into()).collect();
-    let logs: Vec<i64> = drawn
-        .draws
-        .iter()
-        .map(|draw| draw.log2_probability)
-        .collect();
+    let logs = drawn.draws.iter().map(|draw| draw.log2_probability);
+    let logs: Vec<i64> = logs.collect();
     let kept: Vec<i64> = drawn.rows.iter().map(|row| row.num_kept.into()).collect();
     let status: Vec<u8> = drawn.rows.iter().map(|row| row.status).collect();
+    let shape = [kept.len(), inputs.num_draws];
     Ok((
-        tokens.into_pyarray(py),
+        tokens.into_pyarray(py).reshape(shape)?,
         kept.into_pyarray(py),
-        logs.into_pyarray(py),
+        logs.into_pyarray(py).reshape(shape)?,
         status.into_pyarray(py),
     ))
 }
 
 /// A call whose number format is still to be told apart.
 struct Call<'a, 'py> {
-    conditions: &'a [Bound<'py, PyAny>],
-    base: Option<&'a Bound<'py, PyAny>>,
+    inputs: &'a DrawInputs<'py>,
     masks: Masks<'a>,
     history: Option<Bitmaps<'a>>,
     parameters: &'a Parameters<'a>,
-    num_draws: usize,
     num_threads: usize,
 }
 
 impl Call<'_, '_> {
-    fn draw_from<F: Format>(&self, py: Python<'_>) -> PyResult<Drawn>
-    where
-        F::Bits: Element,
-    {
-        let conditions = self
-            .conditions
-            .iter()
-            .map(read::<F>)
-            .collect::<PyResult<Vec<_>>>()?;
-        let base = self.base.map(read::<F>).transpose()?;
-        let mut condition_rows = Vec::new();
-        for stream in &conditions {
-            condition_rows.extend(rows(stream)?);
+    fn draw_from<F: Format>(&self, py: Python<'_>, number_type: NumberType) -> PyResult<Drawn> {
+        let mut conditions = Vec::new();
+        for stream in &self.inputs.conditions {
+            conditions.extend(rows::<F::Bits>(stream, "logits", number_type)?);
         }
-        let base_rows = base.as_ref().map(rows).transpose()?;
+        let base = self.inputs.unconditional.as_ref();
+        let base = base.map(|base| rows::<F::Bits>(base, "uncond", number_type));
+        let base = base.transpose()?;
         let inputs = Inputs {
-            conditions: &condition_rows,
-            base: base_rows.as_deref(),
+            conditions: &conditions,
+            base: base.as_deref(),
             masks: self.masks,
             history: self.history,
         };
-        let (parameters, num_draws, num_threads) =
-            (self.parameters, self.num_draws, self.num_threads);
+        let (parameters, num_draws) = (self.parameters, self.inputs.num_draws);
+        let num_threads = self.num_threads;
         run_detached(py, || {
             draw::<F>(&inputs, parameters, num_draws, num_threads)
         })
     }
 }
 
-fn read<'py, F: Format>(array: &Bound<'py, PyAny>) -> PyResult<PyReadonlyArray2<'py, F::Bits>>
-where
-    F::Bits: Element,
-{
-    Ok(array.cast::<PyArray2<F::Bits>>()?.try_readonly()?)
+impl Bits<'_> {
+    fn rows(&self) -> PyResult<(Vec<&[u32]>, usize)> {
+        let rows = rows(&self.words, "a bitmap", NumberType::INT32)?;
+        Ok((rows, self.first_id))
+    }
 }
 
-/// The rows of an array whose rows are contiguous.
-fn rows<'a, T: Element>(array: &'a PyReadonlyArray2<'_, T>) -> PyResult<Vec<&'a [T]>> {
-    let num_rows = array.as_array().nrows();
-    let row = |row| array.as_array().index_axis_move(Axis(0), row).to_slice();
-    let rows = (0..num_rows).map(row).collect::<Option<Vec<_>>>();
-    rows.ok_or_else(|| to_py(Error::argument("the ids of a row must lie side by side")))
+fn bitmaps<'a>(rows: &'a [&'a [u32]], first_id: usize) -> Bitmaps<'a> {
+    Bitmaps { rows, first_id }
+}
+
+/// The rows of a tensor of two dimensions whose numbers have the size of `T`.
+#[expect(unsafe_code, reason = "torch's memory")]
+fn rows<'a, T>(
+    tensor: &'a Bound<'_, PyAny>,
+    name: &str,
+    number_type: NumberType,
+) -> PyResult<Vec<&'a [T]>> {
+    let view = View::of(tensor).filter(|view| view.number_type == number_type);
+    // SAFETY: of that type, whose bits are what T takes. As with torch's own operators, which run without the
+    // GIL as well, nobody may write to the logits or resize them until the call returns.
+    let rows = view.and_then(|view| unsafe { view.rows() });
+    rows.ok_or_else(|| {
+        unreadable(
+            name,
+            &format!("rows of {} side by side", number_type.name()),
+        )
+    })
+}
+
+/// A copy of all numbers of a tensor.
+#[expect(unsafe_code, reason = "torch's memory")]
+fn numbers<T: Copy>(
+    tensor: &Bound<'_, PyAny>,
+    name: &str,
+    number_type: NumberType,
+) -> PyResult<Vec<T>> {
+    let view = View::of(tensor).filter(|view| view.number_type == number_type);
+    // SAFETY: of that type, whose bits are what T takes; the GIL is held until they are copied.
+    let numbers = view.and_then(|view| unsafe { view.copied() });
+    numbers.ok_or_else(|| unreadable(name, &format!("numbers of {}", number_type.name())))
+}
+
+fn unreadable(name: &str, what: &str) -> PyErr {
+    to_py(Error::argument(format!(
+        "{name} must be a plain torch.Tensor on the CPU with {what}"
+    )))
 }

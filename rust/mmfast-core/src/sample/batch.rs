@@ -1,23 +1,22 @@
 //! A batch of rows, shared out over threads.
 //!
-//! Their number changes no result. Threads are started for the call and end with it, so a fork finds none.
+//! Their number changes no result.
 
+use std::cell::RefCell;
 use std::sync::{Mutex, PoisonError};
 
 use super::load::RowInputs;
 use super::logits::Format;
 use super::mix::Streams;
-use super::parallel::for_each;
+use super::parallel::{Team, Threads};
 use super::penalty::Penalty;
-use super::row::{Draw, Row, RowParameters, Scratch, draw_row};
+use super::row::{Draw, Row, RowParameters, RowTeam, Scratch, draw_row};
 use super::support::{Bits, Support};
 use super::weight::MAX_IDS;
 use crate::error::{Error, Result};
 
 /// Ids below which a thread is not worth its start.
 const IDS_PER_THREAD: usize = 1 << 16;
-/// Scratch memories that are kept between calls.
-const MAX_SPARE: usize = 64;
 
 /// Parameters of B rows, derived as `mmfast.sampling.SamplingParams` says. Slices have B entries.
 #[derive(Debug, Clone, Copy)]
@@ -70,8 +69,8 @@ pub enum Masks<'a> {
     All,
     /// Half-open ranges, low and high of row after row: 2 B entries.
     Ranges(&'a [i64]),
-    /// Masks as long as the rows, one for each row or one for all.
-    Marked(&'a [&'a [bool]]),
+    /// Masks as long as the rows, 0 for what does not exist; one for each row or one for all.
+    Marked(&'a [&'a [u8]]),
     /// The same in bits.
     Bits(Bitmaps<'a>),
 }
@@ -119,26 +118,35 @@ pub fn draw<F: Format>(
         return Ok(drawn);
     }
     let num_threads = num_threads.clamp(1, (num_rows * num_ids).div_ceil(IDS_PER_THREAD).max(1));
+    let mut threads = Threads::take(num_threads);
     let draws = drawn.draws.chunks_mut(num_draws);
     let mut jobs: Vec<_> = drawn.rows.iter_mut().zip(draws).enumerate().collect();
-    // As many rows a thread as fit evenly, then the rest, each with its share of the threads.
-    let rest = jobs.split_off(num_rows / num_threads * num_threads);
-    for (jobs, rows_per_thread) in [(jobs, num_rows / num_threads), (rest, 1)] {
-        let threads_per_row = if rows_per_thread == 1 && jobs.len() < num_threads {
-            num_threads / jobs.len().max(1)
-        } else {
-            1
-        };
-        let mut jobs = jobs;
-        for_each(jobs.chunks_mut(rows_per_thread.max(1)), |jobs| {
-            let mut scratch = spare_scratch();
-            for (number, (row, draws)) in jobs {
-                if let Some((inputs, parameters, low)) = batch.row(*number) {
-                    **row = draw_row(&inputs, &parameters, threads_per_row, &mut scratch, draws);
-                    draws.iter_mut().for_each(|draw| draw.token += low);
-                }
+    // As many rows as keep all threads busy have one each; of the others, each has its share of the threads.
+    let rest = jobs.split_off(num_rows - num_rows % threads.len());
+    let jobs = Mutex::new(jobs.into_iter());
+    let next = || jobs.lock().unwrap_or_else(PoisonError::into_inner).next();
+    threads.run(&|_| {
+        while let Some((number, (row, draws))) = next() {
+            batch.draw_row(number, &Team::new(0), row, draws);
+        }
+    });
+    if !rest.is_empty() {
+        let team_size = threads.len() / rest.len();
+        let job = |(number, job)| (Team::new(team_size - 1), number, Mutex::new(Some(job)));
+        let teams: Vec<_> = rest.into_iter().map(job).collect();
+        threads.run(&|thread| {
+            let Some((team, number, job)) = teams.get(thread / team_size) else {
+                return;
+            };
+            match (thread % team_size).checked_sub(1) {
+                None => team.lead(|| {
+                    let job = job.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    if let Some((row, draws)) = job {
+                        batch.draw_row(*number, team, row, draws);
+                    }
+                }),
+                Some(follower) => batch.follow(*number, team, follower),
             }
-            put_back(scratch);
         });
     }
     Ok(drawn)
@@ -150,6 +158,25 @@ struct Batch<'a, F: Format> {
 }
 
 impl<'a, F: Format> Batch<'a, F> {
+    /// Draws from one row, as the leader of a team.
+    fn draw_row(&self, number: usize, team: &RowTeam, row: &mut Row, draws: &mut [Draw]) {
+        if let Some((inputs, parameters, low)) = self.row(number) {
+            let mut scratch = SCRATCH.take();
+            *row = draw_row(&inputs, &parameters, team, &mut scratch, draws);
+            SCRATCH.set(scratch);
+            for draw in draws {
+                draw.token += low;
+            }
+        }
+    }
+
+    /// Does a follower's share of it.
+    fn follow(&self, number: usize, team: &RowTeam, follower: usize) {
+        if let Some((inputs, ..)) = self.row(number) {
+            team.follow(follower, |part, job| part.work(&inputs, job));
+        }
+    }
+
     /// The number of ids a row, once everything is known to fit.
     fn check(&self) -> Result<usize> {
         let (parameters, inputs) = (self.parameters, self.inputs);
@@ -337,24 +364,7 @@ fn words(value: i64) -> [u32; 2] {
     [bits as u32, (bits >> 32) as u32]
 }
 
-/// Memories of calls that have ended. A lock that cannot be had at once, as after a fork in the middle of
-/// another thread's call, is done without.
-static SPARE: Mutex<Vec<Scratch>> = Mutex::new(Vec::new());
-
-fn spare_scratch() -> Scratch {
-    SPARE
-        .try_lock()
-        .ok()
-        .and_then(|mut spare| spare.pop())
-        .unwrap_or_default()
-}
-
-fn put_back(scratch: Scratch) {
-    if let Ok(mut spare) = SPARE.try_lock().or_else(|error| match error {
-        std::sync::TryLockError::Poisoned(poisoned) => Ok(PoisonError::into_inner(poisoned)),
-        std::sync::TryLockError::WouldBlock => Err(()),
-    }) && spare.len() < MAX_SPARE
-    {
-        spare.push(scratch);
-    }
+thread_local! {
+    /// Memory that is used again from row to row.
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }

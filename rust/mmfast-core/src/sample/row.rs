@@ -6,11 +6,11 @@
 use super::load::RowInputs;
 use super::logits::{ABSENT, Format, INFINITE, flush, key_of, logit_of};
 use super::masses::{TILE, accumulate, locate};
-use super::parallel::{Crew, with_crew};
+use super::parallel::{Crew, Team};
 use super::part::{Job, Part};
 use super::select::{Buckets, Entry, Groups, Ranked, raise};
 use super::weight::{PROBABILITY_BITS, Scale, WEIGHT_BITS, log2_share, nucleus_mass, scaled};
-use super::widest::{kth_highest, last_of_nucleus, weigh};
+use super::widest::{cut_weights, kth_highest, last_of_nucleus, place_of, weigh_each};
 use crate::random::philox4x32;
 
 /// NaN or -inf excluded at least one allowed id.
@@ -64,6 +64,16 @@ impl RowParameters {
     fn has(&self, rule: i64) -> bool {
         self.rules & rule != 0
     }
+
+    /// For each draw a uniform number below `mass`.
+    fn targets(&self, mass: u64) -> impl Iterator<Item = u64> {
+        let (seed, position, [step_low, step_high]) = (self.seed, self.position, self.step);
+        (0_u32..).map(move |number| {
+            let counter = [position.wrapping_add(number), step_low, step_high, 0];
+            let [low, high, ..] = philox4x32(counter, seed);
+            scaled(u64::from(high) << 32 | u64::from(low), mass)
+        })
+    }
 }
 
 /// What was found out about a row.
@@ -95,35 +105,37 @@ pub(super) struct Scratch {
 #[derive(Debug, Default)]
 struct Cuts {
     candidates: Vec<Ranked>,
-    masses: Vec<u64>,
+    /// Of the candidates, by the filters' temperature where there is a nucleus.
+    weights: Vec<u64>,
     buckets: Buckets,
     edge: Vec<Ranked>,
     edge_keys: Vec<u32>,
 }
 
-/// Fills `drawn` with independent draws from one row, whose ids are shared out over `num_threads`.
+/// Threads that share the ids of a row.
+pub(super) type RowTeam = Team<Part, Job>;
+
+/// Fills `drawn` with independent draws from one row, whose ids are shared out over a team.
 pub(super) fn draw_row<F: Format>(
     inputs: &RowInputs<'_, F>,
     parameters: &RowParameters,
-    num_threads: usize,
+    team: &RowTeam,
     scratch: &mut Scratch,
     drawn: &mut [Draw],
 ) -> Row {
     let num_ids = inputs.streams.num_ids();
     let num_tiles = num_ids.div_ceil(TILE);
-    let len = num_tiles.div_ceil(num_threads.max(1)).max(1) * TILE;
+    let len = num_tiles.div_ceil(team.len()).max(1) * TILE;
     let mut parts = std::mem::take(&mut scratch.parts);
     parts.resize_with(num_ids.div_ceil(len).max(1), Part::default);
     for (number, part) in parts.iter_mut().enumerate() {
         let first = number * len;
         part.begin(first, len.min(num_ids.saturating_sub(first)));
     }
-    let cuts = &mut scratch.cuts;
     let work = |part: &mut Part, job: Job| part.work(inputs, job);
-    let (row, parts) = with_crew(parts, &work, |crew| {
-        lead_row(inputs, parameters, crew, cuts, drawn)
-    });
-    scratch.parts = parts;
+    let mut crew = Crew::new(parts, &work, team);
+    let row = lead_row(inputs, parameters, &mut crew, &mut scratch.cuts, drawn);
+    scratch.parts = crew.parts;
     row
 }
 
@@ -188,7 +200,7 @@ fn lead_row<F: Format>(
         });
         let runs = crew.parts.iter_mut().map(|part| Run {
             first: part.first,
-            entries: &part.keys,
+            keys: &part.keys,
             mass: accumulate(&mut part.masses),
             up_to: &part.masses,
         });
@@ -199,21 +211,24 @@ fn lead_row<F: Format>(
         let cut = (top_k, groups, num_ids);
         let lowest = cuts.cut_by_rank(parameters, cut, (filter, largest), likely, crew);
         let Cuts {
-            candidates, masses, ..
+            candidates,
+            weights,
+            ..
         } = cuts;
-        masses.clear();
-        let num_kept = weigh(candidates, lowest, draw, masses);
-        let run = Run {
-            first: 0,
-            entries: candidates,
-            mass: accumulate(masses),
-            up_to: masses,
-        };
-        pick(&[run], lowest, draw, parameters, drawn);
-        for drawn in drawn {
-            // So far a token is a place among the candidates.
-            let candidate = candidates.get(drawn.token as usize);
-            drawn.token = candidate.map_or(0, |candidate| candidate.id());
+        let has_weights = parameters.top_p < CERTAIN && filter == draw;
+        if !has_weights {
+            weigh_each(candidates, lowest, draw, weights);
+        }
+        let (mass, num_kept) = cut_weights(candidates, lowest, weights);
+        for (drawn, target) in drawn.iter_mut().zip(parameters.targets(mass)) {
+            // The mass is above the target, so one is found.
+            let place = place_of(weights, target);
+            if let Some(candidate) = place.and_then(|place| candidates.get(place)) {
+                *drawn = Draw {
+                    token: candidate.id(),
+                    log2_probability: log2_share(draw.exponent(candidate.key()), mass),
+                };
+            }
         }
         num_kept
     };
@@ -330,7 +345,7 @@ impl Cuts {
             candidates,
             buckets,
             edge,
-            masses,
+            weights,
             ..
         } = self;
         let mut lowest = Ranked::lowest_of(bound);
@@ -344,57 +359,46 @@ impl Cuts {
             };
         }
         if has_nucleus {
-            let mass = full_mass.unwrap_or_else(|| {
-                masses.clear();
-                weigh(candidates, lowest, filter, masses);
-                masses.iter().sum()
-            });
-            lowest = last_of_nucleus(candidates, lowest, filter, needed(mass), buckets, edge);
+            let mass = weigh_each(candidates, lowest, filter, weights);
+            let needed = needed(full_mass.unwrap_or(mass));
+            let weighed = (candidates.as_slice(), weights.as_slice());
+            lowest = last_of_nucleus(weighed, lowest, filter, needed, buckets, edge);
         }
         lowest.max(Ranked::lowest_of(likely))
     }
 }
 
-/// Entries side by side, with the masses of their tiles.
-struct Run<'a, E> {
-    /// Place of the first.
+/// Keys side by side, with the masses of their tiles.
+struct Run<'a> {
+    /// Id of the first.
     first: usize,
-    entries: &'a [E],
+    keys: &'a [u32],
     /// Masses up to and including each tile.
     up_to: &'a [u64],
     /// The last of them.
     mass: u64,
 }
 
-/// Draws from the entries that rank no lower than `bound`; tokens are their places.
-fn pick<E: Entry>(
-    runs: &[Run<'_, E>],
-    bound: E,
+/// Draws from the keys that are at least `bound`.
+fn pick(
+    runs: &[Run<'_>],
+    bound: u32,
     scale: Scale,
     parameters: &RowParameters,
     drawn: &mut [Draw],
 ) {
     let mass = runs.iter().map(|run| run.mass).sum();
-    let [step_low, step_high] = parameters.step;
-    for (number, drawn) in (0_u32..).zip(drawn) {
-        let counter = [
-            parameters.position.wrapping_add(number),
-            step_low,
-            step_high,
-            0,
-        ];
-        let [low, high, ..] = philox4x32(counter, parameters.seed);
-        let mut target = scaled(u64::from(high) << 32 | u64::from(low), mass);
+    for (drawn, mut target) in drawn.iter_mut().zip(parameters.targets(mass)) {
         for run in runs {
             if target >= run.mass {
                 target -= run.mass;
                 continue;
             }
             // The run's mass is above the target, so one is found.
-            if let Some((place, entry)) = locate(run.entries, bound, scale, run.up_to, target) {
+            if let Some((place, key)) = locate(run.keys, bound, scale, run.up_to, target) {
                 *drawn = Draw {
                     token: narrow(run.first + place),
-                    log2_probability: log2_share(scale.exponent(entry.key()), mass),
+                    log2_probability: log2_share(scale.exponent(key), mass),
                 };
             }
             break;

@@ -7,13 +7,13 @@ use super::weight::Scale;
 
 /// Buckets of a cut.
 const NUM_BUCKETS: usize = 1 << BUCKET_BITS;
-const BUCKET_BITS: u32 = 12;
+const BUCKET_BITS: u32 = 10;
 /// Entries below which a plain selection is quicker than buckets.
 const FEW: usize = 64;
 /// Entries looked at together.
 const CHUNK: usize = 16;
 /// Keys passed over together where none is large enough.
-const SPAN: usize = 4 * CHUNK;
+const SPAN: usize = 64;
 
 /// What is ranked and weighed: a key, alone or with its id. Larger ranks higher.
 pub(super) trait Entry: Copy + Ord + Send + Sync {
@@ -66,9 +66,7 @@ pub(super) fn collect(keys: &[u32], first_id: usize, bound: u32, found: &mut Vec
     for (id, span) in (first_id..).step_by(SPAN).zip(spans) {
         // Without an early exit this is a few wide instructions.
         if span.iter().fold(false, |any, key| any | (*key >= bound)) {
-            for (id, chunk) in (id..).step_by(CHUNK).zip(span.as_chunks().0) {
-                collect_chunk(chunk, id, bound, found);
-            }
+            collect_span(span, id, bound, found);
         }
     }
     let first_id = first_id.saturating_add(u32::try_from(spans.len() * SPAN).unwrap_or(u32::MAX));
@@ -80,18 +78,29 @@ pub(super) fn collect(keys: &[u32], first_id: usize, bound: u32, found: &mut Vec
 }
 
 #[inline(always)]
-fn collect_chunk(chunk: &[u32; CHUNK], id: u32, bound: u32, found: &mut Vec<Ranked>) {
-    let mut marked = 0_u32;
-    for (place, key) in chunk.iter().enumerate() {
-        marked |= u32::from(*key >= bound) << place;
+fn collect_span(span: &[u32; SPAN], id: u32, bound: u32, found: &mut Vec<Ranked>) {
+    // A byte for each key, then a bit: shifting or-ed bits together is not made wide.
+    let mut bytes = [0_u8; SPAN];
+    for (byte, key) in bytes.iter_mut().zip(span) {
+        *byte = u8::from(*key >= bound);
     }
+    let mut marked = 0_u64;
+    for (place, bytes) in bytes.as_chunks::<8>().0.iter().enumerate() {
+        // The product's top byte has the lowest bit of each byte.
+        let bits = u64::from_le_bytes(*bytes).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+        marked |= bits << (8 * place);
+    }
+    let mut ranked = [Ranked(0); SPAN];
+    let mut num_ranked = 0;
     while marked != 0 {
         let place = marked.trailing_zeros();
         marked &= marked - 1;
-        if let Some(key) = chunk.get(place as usize) {
-            found.push(Ranked::new(*key, id + place));
+        if let (Some(key), Some(next)) = (span.get(place as usize), ranked.get_mut(num_ranked)) {
+            *next = Ranked::new(*key, id + place);
         }
+        num_ranked += 1;
     }
+    found.extend_from_slice(ranked.get(..num_ranked).unwrap_or_default());
 }
 
 /// How the keys of a row are grouped for a bound on the k-th largest: key `i` is in group
@@ -177,7 +186,7 @@ pub(super) fn kth_highest<E: Entry>(
             reached
         })?;
         place -= usize::try_from(before).unwrap_or(0);
-        edge.extend(entries.iter().filter(|entry| bucket(entry) == crossing));
+        extend_if(edge, entries, |entry| bucket(&entry) == crossing);
     }
     if place >= edge.len() {
         return None;
@@ -187,42 +196,41 @@ pub(super) fn kth_highest<E: Entry>(
 }
 
 /// The lowest-ranked of the entries, from `bound` on, that are needed for their weights to reach `needed`: all
-/// are kept before which the weights sum to less. `edge` is memory.
+/// are kept before which the weights sum to less. `weights` are those of the entries by `scale`, 0 for those
+/// that rank below `bound`; `edge` is memory.
 #[inline(always)]
 pub(super) fn last_of_nucleus(
-    entries: &[Ranked],
+    (entries, weights): (&[Ranked], &[u64]),
     bound: Ranked,
     scale: Scale,
     needed: u64,
     buckets: &mut Buckets,
     edge: &mut Vec<Ranked>,
 ) -> Ranked {
-    let smallest = entries.iter().fold(u32::MAX, |smallest, entry| {
-        let key = entry.key();
-        smallest.min(if *entry >= bound { key } else { u32::MAX })
-    });
-    if smallest == u32::MAX {
-        return bound;
-    }
-    let shift = shift_for(scale.exponent(smallest));
+    let shift = shift_for(scale.exponent(bound.key()));
+    // What ranks below the bound weighs nothing, in whatever bucket.
     let bucket = |entry: Ranked| (scale.exponent(entry.key()) >> shift) as usize % NUM_BUCKETS;
     let masses = buckets.cleared();
     let (chunks, rest) = entries.as_chunks::<CHUNK>();
-    for chunk in chunks {
-        // Places and weights are wide instructions, the sums are not.
-        let places = chunk.map(bucket);
-        let weights = chunk.map(|entry| scale.weight_from(entry, bound));
-        for (place, weight) in places.iter().zip(weights) {
-            if let Some(mass) = masses.get_mut(*place) {
-                *mass += weight;
-            }
+    let (weight_chunks, rest_weights) = weights.as_chunks::<CHUNK>();
+    let mut add = |place: usize, weight: u64| {
+        if let Some(mass) = masses.get_mut(place) {
+            *mass += weight;
         }
-    }
-    for entry in rest {
-        if let Some(mass) = masses.get_mut(bucket(*entry)) {
-            *mass += scale.weight_from(*entry, bound);
+    };
+    for (chunk, weights) in chunks.iter().zip(weight_chunks) {
+        // Places are wide instructions, the sums are not.
+        let mut places = [0; CHUNK];
+        for (place, entry) in places.iter_mut().zip(chunk) {
+            *place = bucket(*entry);
         }
+        places
+            .iter()
+            .zip(weights)
+            .for_each(|(place, weight)| add(*place, *weight));
     }
+    let rest = rest.iter().zip(rest_weights);
+    rest.for_each(|(entry, weight)| add(bucket(*entry), *weight));
     let mut before = 0;
     let crossing = masses.iter().position(|mass| {
         let reached = before + mass >= needed;
@@ -233,20 +241,9 @@ pub(super) fn last_of_nucleus(
         return bound;
     };
     edge.clear();
-    let is_inside = |entry: Ranked| (bucket(entry) == crossing) & (entry >= bound);
-    for chunk in chunks {
-        let inside = chunk.map(is_inside);
-        if inside.iter().fold(false, |any, inside| any | inside) {
-            edge.extend(
-                chunk
-                    .iter()
-                    .zip(inside)
-                    .filter(|(_, inside)| *inside)
-                    .map(|(entry, _)| *entry),
-            );
-        }
-    }
-    edge.extend(rest.iter().copied().filter(|entry| is_inside(*entry)));
+    extend_if(edge, entries, |entry| {
+        (bucket(entry) == crossing) & (entry >= bound)
+    });
     edge.sort_unstable_by(|a, b| b.cmp(a));
     let mut last = bound;
     for entry in edge.iter() {
@@ -257,6 +254,23 @@ pub(super) fn last_of_nucleus(
         before += scale.weight(entry.key());
     }
     last
+}
+
+/// Appends the entries that are wanted, of which there are few.
+#[inline(always)]
+fn extend_if<E: Entry>(found: &mut Vec<E>, entries: &[E], is_wanted: impl Fn(E) -> bool) {
+    let (chunks, rest) = entries.as_chunks::<CHUNK>();
+    for chunk in chunks {
+        let mut wanted = [false; CHUNK];
+        for (wanted, entry) in wanted.iter_mut().zip(chunk) {
+            *wanted = is_wanted(*entry);
+        }
+        if wanted.iter().fold(false, |any, wanted| any | wanted) {
+            let chunk = chunk.iter().zip(wanted).filter(|(_, wanted)| *wanted);
+            found.extend(chunk.map(|(entry, _)| *entry));
+        }
+    }
+    found.extend(rest.iter().copied().filter(|entry| is_wanted(*entry)));
 }
 
 #[cfg(test)]
@@ -336,8 +350,10 @@ mod tests {
                 }
                 before += SCALE.weight(entry.key());
             }
+            let weights: Vec<_> =
+                entries.iter().map(|entry| SCALE.weight_from(*entry, bound)).collect();
             let found = last_of_nucleus(
-                &entries, bound, SCALE, needed, &mut Buckets::default(), &mut Vec::new(),
+                (&entries, &weights), bound, SCALE, needed, &mut Buckets::default(), &mut Vec::new(),
             );
             prop_assert_eq!(found, last, "logit {}", logit_of(last.key()));
         }

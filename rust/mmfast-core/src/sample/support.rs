@@ -35,8 +35,8 @@ impl<'a> Bits<'a> {
 pub(super) enum Support<'a> {
     /// All.
     All,
-    /// Those that are marked.
-    Mask(&'a [bool]),
+    /// Those that are marked by another number than 0.
+    Mask(&'a [u8]),
     /// Those that are marked, in bits.
     Bits(Bits<'a>),
 }
@@ -52,7 +52,8 @@ impl Support<'_> {
                 .fold(false, |excluded, key| excluded | (*key == ABSENT)),
             Self::Mask(mask) => {
                 let mask = mask.get(start..).unwrap_or_default();
-                let allowed = mask.iter().copied().chain(std::iter::repeat(false));
+                let allowed = mask.iter().map(|mark| *mark != 0);
+                let allowed = allowed.chain(std::iter::repeat(false));
                 restrict_each(keys, allowed)
             }
             Self::Bits(bits) => {
@@ -71,7 +72,7 @@ impl Support<'_> {
     pub(super) fn lowest(self, num_ids: usize) -> usize {
         match self {
             Self::All => 0,
-            Self::Mask(mask) => mask.iter().position(|allowed| *allowed).unwrap_or(0),
+            Self::Mask(mask) => mask.iter().position(|mark| *mark != 0).unwrap_or(0),
             Self::Bits(bits) => (0..num_ids)
                 .step_by(WORD_BITS)
                 .map(|id| (id, bits.word_at(id)))
@@ -109,7 +110,8 @@ mod tests {
             let marked = |id: usize| {
                 words.get(id / 32).is_some_and(|word| word >> (id % 32) & 1 == 1)
             };
-            let mask: Vec<bool> = (0..start + num_ids).map(|id| marked(first + id)).collect();
+            let mask = (0..start + num_ids).map(|id| u8::from(marked(first + id)));
+            let mask: Vec<u8> = mask.collect();
             let keys: Vec<u32> = (0..num_ids).map(|id| u32::try_from(id % 3).unwrap()).collect();
             let (mut by_bits, mut by_mask) = (keys.clone(), keys);
             let excluded = Support::Bits(bits).restrict(start, &mut by_bits);

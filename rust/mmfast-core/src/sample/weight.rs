@@ -30,7 +30,7 @@ const LOW_HALF: u64 = 0xFFFF_FFFF;
 const MANTISSA_BITS: u32 = 31;
 
 /// A row's temperature, as what turns keys into weights.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Scale {
     /// The row's largest logit.
     pub(super) top: f32,

@@ -65,7 +65,17 @@ on_widest! {
         loaded: &mut Loaded,
     ) = load::cut_experts;
     /// [`masses::weigh`]
-    fn weigh<E: Entry>(entries: &[E], bound: E, scale: Scale, masses: &mut Vec<u64>) -> usize = masses::weigh;
+    fn weigh(keys: &[u32], bound: u32, scale: Scale, masses: &mut Vec<u64>) -> usize = masses::weigh;
+    /// [`masses::weigh_each`]
+    fn weigh_each(
+        entries: &[Ranked], bound: Ranked, scale: Scale, weights: &mut Vec<u64>,
+    ) -> u64 = masses::weigh_each;
+    /// [`masses::cut_weights`]
+    fn cut_weights(
+        entries: &[Ranked], bound: Ranked, weights: &mut [u64],
+    ) -> (u64, usize) = masses::cut_weights;
+    /// [`masses::place_of`]
+    fn place_of(weights: &[u64], target: u64) -> Option<usize> = masses::place_of;
     /// [`select::collect`]
     fn collect(keys: &[u32], first_id: usize, bound: u32, found: &mut Vec<Ranked>) = select::collect;
     /// [`select::kth_highest`]
@@ -74,7 +84,7 @@ on_widest! {
     ) -> Option<E> = select::kth_highest;
     /// [`select::last_of_nucleus`]
     fn last_of_nucleus(
-        entries: &[Ranked], bound: Ranked, scale: Scale, needed: u64, buckets: &mut Buckets,
+        weighed: (&[Ranked], &[u64]), bound: Ranked, scale: Scale, needed: u64, buckets: &mut Buckets,
         edge: &mut Vec<Ranked>,
     ) -> Ranked = select::last_of_nucleus;
 }
@@ -136,10 +146,21 @@ mod tests {
         assert_eq!(found, plain_found);
         assert!(found.len() >= 200);
 
-        let (lowest, needed) = (Ranked::lowest_of(1), masses.iter().sum::<u64>() / 3);
-        let mut edge = Vec::new();
-        let last = last_of_nucleus(&found, lowest, scale, needed, &mut buckets, &mut edge);
-        let plain = select::last_of_nucleus(&found, lowest, scale, needed, &mut buckets, &mut edge);
+        let lowest = Ranked::lowest_of(1);
+        let (mut weights, mut plain_weights) = (Vec::new(), Vec::new());
+        let mass = weigh_each(&found, lowest, scale, &mut weights);
+        let plain = masses::weigh_each(&found, lowest, scale, &mut plain_weights);
+        assert_eq!((mass, &weights), (plain, &plain_weights));
+        let (weighed, mut edge) = ((&found[..], &weights[..]), Vec::new());
+        let last = last_of_nucleus(weighed, lowest, scale, mass / 3, &mut buckets, &mut edge);
+        let plain =
+            select::last_of_nucleus(weighed, lowest, scale, mass / 3, &mut buckets, &mut edge);
         assert_eq!(last, plain);
+        let kept = cut_weights(&found, last, &mut weights);
+        assert_eq!(kept, masses::cut_weights(&found, last, &mut plain_weights));
+        assert_eq!(weights, plain_weights);
+        let place = place_of(&weights, kept.0 / 2);
+        assert_eq!(place, masses::place_of(&weights, kept.0 / 2));
+        assert!(weights[place.unwrap()] > 0);
     }
 }
