@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -223,6 +224,33 @@ ROWS = (
             "MMFAST_RELIABILITY": "",
             "RUSTC_BOOTSTRAP": "1",
             "RUSTFLAGS": "-Zsanitizer=address",
+        },
+    ),
+    Row(
+        "thread-sanitizer",
+        "Threads that share the rows of a sampling call, or the ids of a row, never touch memory at once that one of "
+        "them writes (ThreadSanitizer).",
+        (
+            *(
+                "cargo",
+                "test",
+                "--locked",
+                "--quiet",
+                "--package",
+                "mmfast-core",
+                "--lib",
+                "--target",
+                host(),
+            ),
+            *("--", "sample::parallel", "sample::batch", "--test-threads=1"),
+        ),
+        partial(passed_tests, result="0 findings"),
+        {
+            "CARGO_TARGET_DIR": "target/tsan",
+            "MMFAST_RELIABILITY": "",
+            "RUSTC_BOOTSTRAP": "1",
+            "RUSTFLAGS": "-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer",
+            "TSAN_OPTIONS": f"suppressions={Path(__file__).with_name('thread_sanitizer.txt')}",
         },
     ),
     Row(

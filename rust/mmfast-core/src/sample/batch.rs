@@ -368,3 +368,50 @@ thread_local! {
     /// Memory that is used again from row to row.
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample::F32;
+
+    #[test]
+    fn whatever_the_number_of_threads_rows_give_the_same_draws() {
+        const NUM_ROWS: usize = 5;
+        let num_ids = IDS_PER_THREAD + 77;
+        let noise = |id: usize| (id * 2_654_435_761) % 1_000_003;
+        #[expect(clippy::cast_precision_loss, reason = "noise")]
+        let logit = |id: usize| noise(id) as f32 / 1e5;
+        let logits: Vec<f32> = (0..2 * NUM_ROWS * num_ids).map(logit).collect();
+        let rows: Vec<_> = logits.chunks(num_ids).collect();
+        let (conditions, base) = rows.split_at(NUM_ROWS);
+        let inputs = Inputs {
+            conditions,
+            base: Some(base),
+            masks: Masks::All,
+            history: None,
+        };
+        let share = 1 << 31;
+        let parameters = Parameters {
+            guidance: &[3.0; NUM_ROWS],
+            bits_per_logit: &[1.4; NUM_ROWS],
+            filter_bits_per_logit: &[1.4; NUM_ROWS],
+            greedy: &[false; NUM_ROWS],
+            top_k: &[500, 0, 0, 500, 7],
+            top_p: &[share / 10 * 9, share / 2, share, share, share],
+            min_p: &[0, 0, 0, 9, 0],
+            contrastive_k: &[0, 0, 0, 60, 0],
+            contrastive_log_alpha: &[-2.0; NUM_ROWS],
+            repetition_penalty: &[1.0; NUM_ROWS],
+            rules: &[0; NUM_ROWS],
+            seeds: &[1, 2, 3, 4, 5],
+            steps: &[7; NUM_ROWS],
+            positions: None,
+            offsets: None,
+        };
+        let alone = draw::<F32>(&inputs, &parameters, 2, 1).unwrap();
+        for num_threads in 2..9 {
+            let together = draw::<F32>(&inputs, &parameters, 2, num_threads).unwrap();
+            assert_eq!(together, alone, "{num_threads} threads");
+        }
+    }
+}
