@@ -251,11 +251,15 @@ class _RowReads(NamedTuple):
                 "num_warps": min(max(shape.max_candidates // 256, 1), 32),
             },
         )
+        whole_row = _whole_row(shape)
+        if logits.penalty is not None:
+            # its divisions need more registers than 512 threads have
+            whole_row["num_warps"] = max(whole_row["num_warps"] // 2, 1)
         leftover = Launch(
             draw_streaming_kernel,
             (logits.num_rows,),
             (outputs, found, logits, parameters, num_ids),
-            {**_whole_row(shape), "MAX_CANDIDATES": shape.max_candidates},
+            {**whole_row, "MAX_CANDIDATES": shape.max_candidates},
         )
         masses = [] if tiles is None else [self.masses(is_filtered=False)]
         return [*masses, gather, draw, leftover]
