@@ -3,6 +3,7 @@
 //! Their number changes no result.
 
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::load::RowInputs;
@@ -120,32 +121,35 @@ pub fn draw<F: Format>(
     let num_threads = num_threads.clamp(1, (num_rows * num_ids).div_ceil(IDS_PER_THREAD).max(1));
     let mut threads = Threads::take(num_threads);
     let draws = drawn.draws.chunks_mut(num_draws);
-    let mut jobs: Vec<_> = drawn.rows.iter_mut().zip(draws).enumerate().collect();
+    let jobs = drawn.rows.iter_mut().zip(draws);
+    let jobs: Vec<_> = jobs.map(|job| Mutex::new(Some(job))).collect();
+    let draw_row = |number: usize, team: &RowTeam| {
+        // Each is taken once.
+        let job = jobs.get(number).map(Mutex::lock);
+        let job = job.and_then(|job| job.unwrap_or_else(PoisonError::into_inner).take());
+        if let Some((row, draws)) = job {
+            batch.draw_row(number, team, row, draws);
+        }
+    };
     // As many rows as keep all threads busy have one each; of the others, each has its share of the threads.
-    let rest = jobs.split_off(num_rows - num_rows % threads.len());
-    let jobs = Mutex::new(jobs.into_iter());
-    let next = || jobs.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let num_rest = num_rows % threads.len();
+    let num_whole = num_rows - num_rest;
+    let next = AtomicUsize::new(0);
     threads.run(&|_| {
-        while let Some((number, (row, draws))) = next() {
-            batch.draw_row(number, &Team::new(0), row, draws);
+        let numbers = std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
+        for number in numbers.take_while(|number| *number < num_whole) {
+            draw_row(number, &Team::new(0));
         }
     });
-    if !rest.is_empty() {
-        let team_size = threads.len() / rest.len();
-        let job = |(number, job)| (Team::new(team_size - 1), number, Mutex::new(Some(job)));
-        let teams: Vec<_> = rest.into_iter().map(job).collect();
+    if let Some(team_size) = threads.len().checked_div(num_rest) {
+        let teams: Vec<_> = (0..num_rest).map(|_| Team::new(team_size - 1)).collect();
         threads.run(&|thread| {
-            let Some((team, number, job)) = teams.get(thread / team_size) else {
-                return;
-            };
-            match (thread % team_size).checked_sub(1) {
-                None => team.lead(|| {
-                    let job = job.lock().unwrap_or_else(PoisonError::into_inner).take();
-                    if let Some((row, draws)) = job {
-                        batch.draw_row(*number, team, row, draws);
-                    }
-                }),
-                Some(follower) => batch.follow(*number, team, follower),
+            let number = num_whole + thread / team_size;
+            if let Some(team) = teams.get(thread / team_size) {
+                match (thread % team_size).checked_sub(1) {
+                    None => team.lead(|| draw_row(number, team)),
+                    Some(follower) => batch.follow(number, team, follower),
+                }
             }
         });
     }
