@@ -1,11 +1,19 @@
 """Fine-tuning: starts from any model folder, chosen parameters and rows, adapters that are merged."""
 
+import json
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from mmfast.errors import ConfigError, UsageError
 from mmfast.models import DecoderConfig, add_adapters, build_decoder, initialise, merged
@@ -15,25 +23,25 @@ from mmfast.vocab import Vocabulary
 
 pytestmark = pytest.mark.distributed
 OLD_ROWS = 20  # the text ids of the dataset's vocabulary
+TEXT_SHAPE = {
+    "vocab_size": OLD_ROWS,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
 
 
 @pytest.fixture(scope="module")
 def text_model(tmp_path_factory):
     """A tiny language model that knows the dataset's 20 text ids and nothing else."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=OLD_ROWS,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
     folder = tmp_path_factory.mktemp("text") / "model"
-    LlamaForCausalLM(config).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(**TEXT_SHAPE)).save_pretrained(folder)
     return folder
 
 
@@ -179,6 +187,26 @@ def test_a_grown_table_keeps_its_rows_and_draws_the_new_ones(how):
         assert new.std(0).max() < 1e-4
 
 
+def test_a_model_with_a_sliding_window_is_trained_within_it(run, tmp_path):
+    torch.manual_seed(0)
+    shape = TEXT_SHAPE | {"sliding_window": 5, "initializer_range": 0.2}
+    MistralForCausalLM(MistralConfig(**shape)).save_pretrained(tmp_path / "mistral")
+    MistralForCausalLM(MistralConfig(**shape | {"sliding_window": None})).save_pretrained(
+        tmp_path / "unlimited"
+    )
+    shutil.copy(tmp_path / "mistral/model.safetensors", tmp_path / "unlimited")
+    losses = []
+    for name in ("mistral", "unlimited"):
+        run(f"model.from={tmp_path / name}")
+        lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines if '"loss"' in line])
+        exported = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+        assert exported.config.sliding_window == (5 if name == "mistral" else None)
+        shutil.rmtree(tmp_path / "run")
+    assert len(losses[0]) == len(losses[1]) > 0
+    assert abs(losses[0][0] - losses[1][0]) > 1e-3
+
+
 def test_what_cannot_be_tuned_is_said(run, tmp_path):
     for overrides, kind, text in [
         (["train.trainable=['*nothing*']"], ConfigError, "no parameter matches '\\*nothing\\*'"),
@@ -190,8 +218,6 @@ def test_what_cannot_be_tuned_is_said(run, tmp_path):
     ]:
         with pytest.raises(kind, match=text):
             run(*overrides)
-    MistralConfig(sliding_window=16, max_position_embeddings=64).save_pretrained(
-        tmp_path / "mistral"
-    )
-    with pytest.raises(UsageError, match="attention within a sliding window"):
-        run(f"model.from={tmp_path / 'mistral'}")
+    Gemma2Config(max_position_embeddings=64).save_pretrained(tmp_path / "gemma2")
+    with pytest.raises(UsageError, match="soft-capped attention"):
+        run(f"model.from={tmp_path / 'gemma2'}")

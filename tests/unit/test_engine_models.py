@@ -8,8 +8,14 @@ from transformers import (
     Emu3ForCausalLM,
     Emu3ForConditionalGeneration,
     Emu3TextConfig,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     Qwen2Config,
@@ -74,13 +80,28 @@ def small_model(kind: str):
         return Emu3ForConditionalGeneration(emu3_config()).eval()
     model, config = {
         "llama": (LlamaForCausalLM, LlamaConfig),
+        "mistral": (MistralForCausalLM, MistralConfig),
+        "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig),
         "qwen2": (Qwen2ForCausalLM, Qwen2Config),
+        "qwen2 windowed": (Qwen2ForCausalLM, Qwen2Config),
         "emu3": (Emu3ForCausalLM, Emu3TextConfig),
     }[kind]
-    return model(config(**SHAPE)).eval()
+    return model(config(**SHAPE, **WINDOWS.get(kind, {}))).eval()
 
 
-KINDS = ["llama", "opt", "qwen2", "emu3", "emu3 conditional"]
+# A window that begins within a block of the cache; in all layers, in the first, in the second.
+WINDOWS = {
+    "mistral": {"sliding_window": 9},
+    "gemma3": {
+        "sliding_window": 9,
+        "head_dim": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "tie_word_embeddings": False,
+    },
+    "qwen2 windowed": {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
+}
+NOT_FUSED = ("opt", "gemma3")
+KINDS = ["llama", "opt", "qwen2", "emu3", "emu3 conditional", *WINDOWS]
 
 
 def biases_set(model):
@@ -128,10 +149,10 @@ def test_models_of_the_known_shape_are_decoded_in_their_fused_form(kind):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     engines = [Engine(model, num_rows=2, fuse=fuse) for fuse in (True, False, True)]
     is_fused = [type(engine._decode).__name__ == "FusedDecoder" for engine in engines]
-    assert is_fused == [kind != "opt", False, kind != "opt"]
+    assert is_fused == [kind not in NOT_FUSED, False, kind not in NOT_FUSED]
     after = model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
-    if kind != "opt":
+    if kind not in NOT_FUSED:
         # Joined once, and then found joined: nothing is held twice.
         attention = model.get_decoder().layers[1].self_attn
         q, k = attention.q_proj.weight, attention.k_proj.weight
@@ -150,11 +171,20 @@ def test_a_model_that_only_looks_like_llama_keeps_its_own_forward():
     assert type(Engine(model, num_rows=2)._decode).__name__ != "FusedDecoder"
 
 
-def test_sliding_windows_are_refused():
-    config = Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=8, max_window_layers=1)
-    model = Qwen2ForCausalLM(config).eval()
+def test_layers_that_attend_in_another_way_are_refused():
+    config = LlamaConfig(**SHAPE)
+    config.layer_types = ["full_attention", "chunked_attention"]
+    model = LlamaForCausalLM(config).eval()
     model.set_attn_implementation(register_attention())
-    with pytest.raises(UsageError, match="sliding_attention"):
+    with pytest.raises(UsageError, match="chunked_attention"):
+        Engine(model, num_rows=1)
+
+
+def test_attention_sinks_are_refused():
+    shape = SHAPE | {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 8}
+    model = GptOssForCausalLM(GptOssConfig(**shape, sliding_window=9)).eval()
+    model.set_attn_implementation(register_attention())
+    with pytest.raises(UsageError, match="attention sinks"):
         Engine(model, num_rows=1)
 
 

@@ -5,6 +5,7 @@ import types
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MistralConfig
 
 from mmfast.config import load_config
 from mmfast.data import Batch
@@ -12,7 +13,7 @@ from mmfast.errors import ConfigError, UsageError
 from mmfast.models import DecoderConfig, build_decoder
 from mmfast.models.decoder import PRESET_PACKAGE
 from mmfast.train import load_train_config
-from mmfast.train.flops import attended_pairs, peak_tflops, step_cost
+from mmfast.train.flops import StepCost, peak_tflops, step_cost
 from mmfast.train.loggers import open_loggers
 from mmfast.vocab import Vocabulary
 
@@ -55,7 +56,24 @@ def test_only_pairs_within_a_document_are_counted():
         num_tokens=7,
         num_documents=3,
     )
-    assert attended_pairs(batch) == 9 + 4 + 4
+    assert StepCost(matrix_weights=1, attention_width=1).pairs(batch) == 9 + 4 + 4
+    # Within a window of 2 the document of 3 counts 2 (2 * 3 - 2).
+    windowed = StepCost(matrix_weights=1, attention_width=1, window=2, windowed_share=0.75)
+    assert windowed.pairs(batch) == 0.75 * 8 + 0.25 * 9 + 4 + 4
+
+
+def test_the_cost_of_a_model_knows_which_layers_have_a_window():
+    shape = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "head_dim": 8}
+    kinds = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    configs = {
+        (None, 0.0): LlamaConfig(**shape),
+        (9, 1.0): MistralConfig(**shape, sliding_window=9),
+        (9, 0.75): Gemma3TextConfig(**shape, sliding_window=9, layer_types=kinds),
+    }
+    for expected, config in configs.items():
+        with torch.device("meta"):
+            cost = step_cost(AutoModelForCausalLM.from_config(config))
+        assert (cost.window, cost.windowed_share) == expected
 
 
 def test_the_peak_is_the_devices_or_the_one_given(monkeypatch):

@@ -25,8 +25,9 @@ from mmfast.generate.prompts import Prompts
 from mmfast.generate.requests import Partial, Request, Result
 from mmfast.generate.running import Run, Slot
 from mmfast.generate.step import DecodeStep
-from mmfast.models.decode_attention import BLOCK, cache_mask
+from mmfast.models.decode_attention import BLOCK, CacheMasks, cache_masks
 from mmfast.models.fused_decoder import FusedDecoder, fuse_decoder
+from mmfast.models.windows import sliding_window
 
 _LANES_KEPT = 64
 
@@ -72,6 +73,8 @@ class Engine:
         self._is_compiled = compiled
         self.is_static = self.device.type == "cuda" if static is None else static
         self._max_positions = int(self._config.max_position_embeddings)
+        window = sliding_window(self._config)
+        self._window = window if (window or 0) < self._max_positions else None
         self._step: DecodeStep | None = None
         self._is_running = False
         self._check_layers()
@@ -222,13 +225,7 @@ class Engine:
                 )
 
     def _check_layers(self) -> None:
-        """Decoding sees all that came before, so layers with another view must not be there."""
-        kinds = set(getattr(self._config, "layer_types", None) or ["full_attention"])
-        if kinds != {"full_attention"}:
-            raise UsageError(
-                f"{type(self._model).__name__} has layers of kind {', '.join(sorted(kinds))}; "
-                "generation knows full attention only"
-            )
+        """A row must not depend on its neighbours."""
         rope = getattr(self._config, "rope_parameters", None) or {}
         if (kind := rope.get("rope_type")) in ("dynamic", "longrope"):
             raise UsageError(
@@ -257,7 +254,7 @@ class Engine:
         positions: torch.Tensor,
         *,
         cache: RowCache,
-        mask: torch.Tensor,
+        masks: CacheMasks,
     ) -> torch.Tensor:
         """[R] ids at [R] positions to [R, D] hidden states, by the model's own forward."""
         hidden: torch.Tensor = self._decoder(
@@ -265,7 +262,7 @@ class Engine:
             position_ids=positions[:, None],
             past_key_values=cache,
             use_cache=True,
-            cache_mask=mask,
+            cache_mask=masks,
         ).last_hidden_state[:, 0]
         return hidden
 
@@ -275,13 +272,18 @@ class Engine:
         rows = torch.arange(2, device=self.device)
         hidden = []
         for decode in (fused, plain):
-            cache = RowCache(self._config.num_hidden_layers, num_rows=2, num_positions=BLOCK)
+            # behind a window's length its mask shows
+            first = self._window or 0
+            num_blocks = first // BLOCK + 2
+            cache = RowCache(
+                self._config.num_hidden_layers, num_rows=2, num_positions=num_blocks * BLOCK
+            )
             for place in range(4):
-                positions = torch.full((2,), place, device=self.device)
+                positions = torch.full((2,), first + place, device=self.device)
                 cache.set_positions(positions, rows)
                 ids = (2 * place + rows) % self._head.weight.shape[0]
-                mask = cache_mask(positions, 1)
-                states = decode(ids, positions, cache=cache, mask=mask).float()
+                masks = cache_masks(positions, num_blocks, self._window)
+                states = decode(ids, positions, cache=cache, masks=masks).float()
             hidden.append(states)
         tolerance = 1e-4 if self._head.weight.dtype == torch.float32 else 5e-2
         difference = (hidden[0] - hidden[1]).abs().max()
@@ -313,6 +315,7 @@ class Engine:
                     num_rows=self.num_rows,
                     num_positions=num_positions,
                 ),
+                window=self._window,
                 max_ids=max_ids,
                 device=self.device,
                 use_graphs=self.is_static and self.device.type == "cuda",
@@ -323,4 +326,4 @@ class Engine:
 
     def prompts(self, num_positions: int) -> Prompts:
         """Runs prompts and keeps what they have in common, up to so many positions."""
-        return Prompts(self._decoder, self._config, device=self.device, max_positions=num_positions)
+        return Prompts(self._decoder, device=self.device, max_positions=num_positions)

@@ -31,16 +31,12 @@ class Prompts:
 
     Args:
         decoder: the model without its head, with attention `"mmfast"`.
-        config: the model's text configuration.
         device: where it runs.
         max_positions: ids whose keys and values are kept.
     """
 
-    def __init__(
-        self, decoder: Any, config: Any, *, device: torch.device, max_positions: int
-    ) -> None:
+    def __init__(self, decoder: Any, *, device: torch.device, max_positions: int) -> None:
         self._decoder = decoder
-        self._config = config
         self._device = device
         self._max_positions = max_positions
         self._num_positions = 0
@@ -75,7 +71,8 @@ class Prompts:
 
     def _states(self, found: Sequence[_Kept]) -> DynamicCache:
         """A cache of transformers with the pieces that were found."""
-        states = DynamicCache(config=self._config)
+        # without the configuration it keeps everything, for layers with a window too
+        states = DynamicCache()
         if found:
             for layer_idx in range(len(found[0].layers)):
                 keys, values = (

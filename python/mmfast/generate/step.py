@@ -18,7 +18,7 @@ import torch
 
 from mmfast.generate.cache import RowCache
 from mmfast.generate.grammar import AllowedIds
-from mmfast.models.decode_attention import BLOCK, cache_mask
+from mmfast.models.decode_attention import BLOCK, cache_masks
 from mmfast.sampling import SamplingParams, sample_prepared
 
 Rows = torch.Tensor | slice
@@ -141,9 +141,10 @@ class DecodeStep:
     """The state of R rows and the step that advances it.
 
     Args:
-        decode: `decode(ids [R], positions [R], cache=..., mask=...) -> [R, D]` hidden states.
+        decode: `decode(ids [R], positions [R], cache=..., masks=...) -> [R, D]` hidden states.
         logits: `logits(hidden [R, D], low, high) -> [R, high - low]`.
         cache: of R rows.
+        window: what layers with a sliding window see, None without such layers.
         max_ids: ids that a request may emit.
         device: of all tensors.
         use_graphs: capture and replay, for CUDA.
@@ -166,6 +167,7 @@ class DecodeStep:
         logits: Callable[[torch.Tensor, int, int], torch.Tensor],
         cache: RowCache,
         *,
+        window: int | None,
         max_ids: int,
         device: torch.device,
         use_graphs: bool,
@@ -173,6 +175,7 @@ class DecodeStep:
         self.cache = cache
         self.num_rows = R = cache.num_rows
         self.max_ids = max_ids
+        self._window = window
         self._decode = decode
         self._logits = logits
         self._rows = torch.arange(R, device=device)
@@ -244,8 +247,8 @@ class DecodeStep:
         R = self.num_rows
         positions = self.positions[:R]
         self.cache.set_positions(positions, self._rows)
-        mask = cache_mask(positions, num_blocks)
-        hidden = self._decode(self.ids[:R], positions, cache=self.cache, mask=mask)
+        masks = cache_masks(positions, num_blocks, self._window)
+        hidden = self._decode(self.ids[:R], positions, cache=self.cache, masks=masks)
         place = self.emitted[:, None]
         upcoming = self.table.gather(1, place)[:, 0]
         next_ids = upcoming.clone()

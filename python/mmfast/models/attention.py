@@ -5,11 +5,10 @@ guesses documents from `position_ids`, and only for some models and calls; where
 documents see each other in silence. Here nothing is guessed: callers pass `document_ids`, or what
 `attention_inputs` prepares from them once per forward.
 
-Backends: variable-length flash attention on CUDA in half precision where torch has it, else torch's
-scaled dot product attention with an explicit mask. Both compute the one mask there is, causal within a
-document; masks of another shape, for which FlexAttention would be the way, would show a token its own
-label or differ from what generation computes (see docs/training.md). Decoding with a cache is
-`mmfast.models.decode_attention`; this file only forwards to it.
+Backends: variable-length flash attention on CUDA in half precision where torch has it, FlexAttention on
+CUDA for layers with a sliding window (`mmfast.models.windows`), else torch's scaled dot product attention
+with an explicit mask. Decoding with a cache is `mmfast.models.decode_attention`; this file only forwards to
+it.
 
 Legend: B rows, L tokens a row, H heads, K key-value heads, D head width, T = B·L tokens.
 """
@@ -24,10 +23,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmfast.errors import UsageError
 from mmfast.models.decode_attention import attend_to_cache
+from mmfast.models.windows import attend_to_blocks, band, block_mask
 
 ATTENTION_NAME = "mmfast"
 _HALF_TYPES = (torch.float16, torch.bfloat16)
+_NOT_COMPUTED = {
+    "softcap": "soft-capped scores",
+    "s_aux": "attention sinks",
+    "position_bias": "a bias of positions",
+}
+"""What layers may ask for, by transformers' keyword, that would otherwise be left out in silence."""
 
 
 def register_attention() -> str:
@@ -44,7 +51,7 @@ def register_attention() -> str:
 
 
 def attention_inputs(
-    document_ids: Tensor, *, device: torch.device, dtype: torch.dtype
+    document_ids: Tensor, *, device: torch.device, dtype: torch.dtype, window: int | None = None
 ) -> dict[str, Any]:
     """Keyword arguments for one forward over packed rows, made once instead of in each layer.
 
@@ -53,33 +60,38 @@ def attention_inputs(
             belong together, and padding (0) is a document of its own.
         device: where the model runs.
         dtype: the type attention computes in; flash attention takes half precision only.
+        window: `mmfast.models.windows.sliding_window` of the model.
 
     Returns:
         Arguments to pass on to `model(...)` beside `input_ids` and `position_ids`.
     """
+    inputs: dict[str, Any] = {}
+    if window is not None and window < document_ids.shape[1]:
+        ids = document_ids.to(device, non_blocking=True)
+        of_window = block_mask if device.type == "cuda" else document_mask
+        inputs["window_mask"] = of_window(ids, window)
     if varlen_available(device, dtype):
         cu_seqlens, max_seqlen = padded_lengths(
             *packed_lengths(document_ids), document_ids.shape[1]
         )
-        return {
+        return inputs | {
             # transformers hands a 4-D mask through untouched; without one it would look for packed
             # rows in `position_ids`, which stalls the device. The varlen branch never reads it.
             "attention_mask": document_ids.to(device, non_blocking=True)[:, None, None, :],
             "cu_seqlens": cu_seqlens.to(device, non_blocking=True),
             "max_seqlen": max_seqlen,
         }
-    return {"attention_mask": document_mask(document_ids.to(device, non_blocking=True))}
+    return inputs | {"attention_mask": document_mask(document_ids.to(device, non_blocking=True))}
 
 
-def document_mask(document_ids: Tensor) -> Tensor:
+def document_mask(document_ids: Tensor, window: int | None = None) -> Tensor:
     """Boolean mask `[B, 1, L, L]`: True where the query (third axis) may see the key (last axis).
 
-    Padding sees padding, so that no row of the mask is empty and softmax stays finite.
+    With `window` a query sees that many keys at most, itself included. Padding sees padding, so that no row of the mask is empty and softmax stays finite.
     """
     L = document_ids.shape[1]
     same_document = document_ids[:, :, None] == document_ids[:, None, :]
-    causal = torch.ones(L, L, dtype=torch.bool, device=document_ids.device).tril_()
-    return (same_document & causal)[:, None]
+    return (same_document & band(L, L, window, document_ids.device))[:, None]
 
 
 def packed_lengths(document_ids: Tensor) -> tuple[Tensor, int]:
@@ -140,21 +152,39 @@ def mmfast_attention(
         attention_mask: `[B or 1, 1, L, L]`, True where attention is allowed, or None.
         scaling: factor on the scores, `1/sqrt(D)` when None.
         dropout: probability with which attention weights are dropped.
-        kwargs: what the model was called with; `document_ids`, `cu_seqlens`, `max_seqlen` and
-            `cache_mask` are read.
+        kwargs: what the model was called with and what the layer adds; `document_ids`, `cu_seqlens`,
+            `max_seqlen`, `cache_mask`, `window_mask` and `sliding_window` are read.
 
     Returns:
         `[B, L, H, D]`, and None for the weights that transformers may ask for.
+
+    Raises:
+        UsageError: the layer asks for what is not computed here.
     """
     del module
+    for name, what in _NOT_COMPUTED.items():
+        if kwargs.get(name) is not None:
+            raise UsageError(f"the model has {what}, which attention here does not compute")
     if "cache_mask" in kwargs:
         return attend_to_cache(query, key, value, scaling=scaling, **kwargs), None
+    window = kwargs.get("sliding_window")
+    window_mask = kwargs.get("window_mask")
+    if window is not None and window_mask is not None:
+        if isinstance(window_mask, Tensor):
+            attention_mask = window_mask
+        elif dropout == 0.0:
+            return attend_to_blocks(query, key, value, window_mask, scaling=scaling), None
+        else:
+            raise UsageError("a sliding window with dropout is not computed on CUDA; set it to 0")
     cu_seqlens = kwargs.get("cu_seqlens")
     if cu_seqlens is not None and dropout == 0.0 and varlen_available(query.device, query.dtype):
         return _varlen(query, key, value, cu_seqlens, kwargs["max_seqlen"], scaling), None
     document_ids = kwargs.get("document_ids")
     if attention_mask is None and document_ids is not None:
-        attention_mask = document_mask(document_ids)
+        attention_mask = document_mask(document_ids, window)
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    if attention_mask is None and (1 < num_queries < num_keys or num_keys > (window or num_keys)):
+        attention_mask = band(num_queries, num_keys, window, query.device)
     return _masked(query, key, value, attention_mask, scaling=scaling, dropout=dropout), None
 
 
@@ -167,18 +197,14 @@ def _masked(
     scaling: float | None,
     dropout: float,
 ) -> Tensor:
-    """Scaled dot product attention; without a mask, causal with the queries at the keys' end."""
-    num_queries, num_keys = query.shape[2], key.shape[2]
-    if mask is None and 1 < num_queries < num_keys:
-        mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device)
-        mask = mask.tril_(num_keys - num_queries)
+    """Scaled dot product attention; without a mask, causal for as many queries as keys, or a single one."""
     output = F.scaled_dot_product_attention(
         query,
         key,
         value,
         attn_mask=mask,
         dropout_p=dropout,
-        is_causal=mask is None and num_queries > 1,
+        is_causal=mask is None and query.shape[2] > 1,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )

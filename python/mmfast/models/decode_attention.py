@@ -11,7 +11,7 @@ Legend: N blocks, R rows, H heads, K key-value heads, G = H / K, D head width.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,12 +22,13 @@ BLOCK = 64
 _WIDEST_IN_KERNELS = 128
 
 
-def cache_mask(positions: torch.Tensor, num_blocks: int) -> torch.Tensor:
+def cache_mask(positions: torch.Tensor, num_blocks: int, window: int | None = None) -> torch.Tensor:
     """What the token at each row's position may see of the first blocks: 0, else -inf.
 
     Args:
         positions: [R] int64, of each row's new token.
         num_blocks: blocks to attend to; all positions lie within.
+        window: how many positions a token sees, its own included; None for all before it.
 
     Returns:
         [num_blocks, R, 1, 1, BLOCK] float32, made once for all layers.
@@ -35,7 +36,28 @@ def cache_mask(positions: torch.Tensor, num_blocks: int) -> torch.Tensor:
     places = torch.arange(num_blocks * BLOCK, device=positions.device)
     places = places.view(num_blocks, 1, 1, 1, BLOCK)
     mask = torch.zeros((), device=positions.device)
-    return torch.where(places > positions.view(-1, 1, 1, 1), -math.inf, mask)
+    positions = positions.view(-1, 1, 1, 1)
+    is_hidden = places > positions
+    if window is not None:
+        is_hidden |= places <= positions - window
+    return torch.where(is_hidden, -math.inf, mask)
+
+
+class CacheMasks(NamedTuple):
+    """Masks of one step, from `cache_mask`: of layers that see all, and of those with a window, if there are any."""
+
+    full: torch.Tensor
+    windowed: torch.Tensor | None
+
+    def of_layer(self, window: int | None) -> torch.Tensor:
+        """The mask of a layer that has this window, or none."""
+        return self.full if window is None or self.windowed is None else self.windowed
+
+
+def cache_masks(positions: torch.Tensor, num_blocks: int, window: int | None) -> CacheMasks:
+    """Both, made once for all layers; arguments as those of `cache_mask`."""
+    windowed = None if window is None else cache_mask(positions, num_blocks, window)
+    return CacheMasks(cache_mask(positions, num_blocks), windowed)
 
 
 def decode_attention(
@@ -99,10 +121,12 @@ def attend_to_cache(
     key: torch.Tensor,
     value: torch.Tensor,
     *,
-    cache_mask: torch.Tensor,
+    cache_mask: CacheMasks,
     scaling: float | None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> torch.Tensor:
     """`decode_attention` with what the model was called with; other keywords are not used."""
     del kwargs
-    return decode_attention(query, key, value, mask=cache_mask, scaling=scaling)
+    mask = cache_mask.of_layer(sliding_window)
+    return decode_attention(query, key, value, mask=mask, scaling=scaling)

@@ -5,7 +5,7 @@ start than to do. Here query, key and value come from one product, gate and up f
 norms and rotations are one operation each. The weights stay the model's: its projections become views
 of the joined ones, so nothing is held twice and the model itself works on.
 
-Llama, Qwen2 and Emu3's text model have this shape. What a model really computes is compared on trial
+Llama, Mistral, Qwen2 and Emu3's text model have this shape. What a model really computes is compared on trial
 ids before its fused form is used; any other model keeps its own forward.
 """
 
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmfast.models.decode_attention import decode_attention
+from mmfast.models.decode_attention import CacheMasks, decode_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,7 @@ class _Layer:
     gate_up: tuple[torch.Tensor, torch.Tensor | None]
     down: nn.Linear
     scaling: float
+    window: int | None
 
 
 class FusedDecoder:
@@ -47,7 +48,7 @@ class FusedDecoder:
         self._layers = [_fused_layer(layer) for layer in decoder.layers]
 
     def __call__(
-        self, ids: torch.Tensor, positions: torch.Tensor, *, cache: Any, mask: torch.Tensor
+        self, ids: torch.Tensor, positions: torch.Tensor, *, cache: Any, masks: CacheMasks
     ) -> torch.Tensor:
         """[R] ids at [R] positions to [R, D] hidden states; keys and values go into `cache`."""
         R = ids.shape[0]
@@ -63,6 +64,7 @@ class FusedDecoder:
             turning = heads[:, : H + K]
             turned = torch.addcmul(turning * cos, turning.roll(D // 2, -1), sin)
             keys, values = cache.update(turned[:, H:, None], heads[:, H + K :, None], layer_idx)
+            mask = masks.of_layer(layer.window)
             attended = decode_attention(
                 turned[:, :H, None], keys, values, mask=mask, scaling=layer.scaling
             )
@@ -115,6 +117,9 @@ def _fused_layer(layer: Any) -> _Layer:
         gate_up=_joined(mlp.gate_proj, mlp.up_proj),
         down=mlp.down_proj,
         scaling=attention.scaling,
+        window=getattr(
+            attention, "sliding_window", getattr(attention.config, "sliding_window", None)
+        ),
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mmfast.errors import UsageError
 from mmfast.models.lora import is_adapter
+from mmfast.models.windows import sliding_window
 from mmfast.vocab import Vocabulary
 
 EmbeddingInit = Literal["mean", "mean_covariance", "normal"]
@@ -65,16 +66,8 @@ def _num_rows(old: int, vocabulary: Vocabulary, multiple_of: int) -> int:
 
 def _require_plain(config: Any, folder: Path) -> None:
     """Refuses what our attention or loss would silently leave out."""
-    context = getattr(config, "max_position_embeddings", None) or 0
-    window = getattr(config, "sliding_window", None)
-    windows = window is not None and window < context
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is not None:
-        windows = windows and "sliding_attention" in layer_types
-    if getattr(config, "use_sliding_window", True) is False:
-        windows = False
+    sliding_window(config)
     found = {
-        "attention within a sliding window": windows,
         "soft-capped attention": getattr(config, "attn_logit_softcapping", None) is not None,
         "soft-capped logits": getattr(config, "final_logit_softcapping", None) is not None,
         "scaled logits": getattr(config, "logit_scale", None) not in (None, 1.0)

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmfast.models.windows import sliding_window
+
 # A modality is five bits; the first four have names, the others are a recipe's own.
 NUM_MODALITIES = 32
 # 64 MiB of fp32 logits at a time: large enough for full matrix speed, small beside the activations.
@@ -70,6 +72,7 @@ class DecoderWithLoss(nn.Module):
         super().__init__()
         self.decoder = decoder
         self.z_loss = z_loss
+        self.window = sliding_window(decoder.config)
 
     def forward(
         self,

@@ -61,7 +61,10 @@ def forward_rows(
     """Loss sums of some rows."""
     labels, weights = batch.labels[rows], batch.loss_weights[rows]
     attention = attention_inputs(
-        batch.document_ids[rows], device=device, dtype=compute_dtype(config.parallel)
+        batch.document_ids[rows],
+        device=device,
+        dtype=compute_dtype(config.parallel),
+        window=model.window,
     )
     tensors = (
         batch.input_ids[rows],

@@ -37,7 +37,7 @@ from mmfast.train.checkpoint import CheckpointWriter, RunState
 from mmfast.train.config import TrainConfig
 from mmfast.train.export import export_model
 from mmfast.train.failures import explained
-from mmfast.train.flops import attended_pairs, peak_tflops, step_cost
+from mmfast.train.flops import StepCost, peak_tflops, step_cost
 from mmfast.train.labels import LabelRules
 from mmfast.train.loggers import open_loggers
 from mmfast.train.loss import NUM_MODALITIES, DecoderWithLoss
@@ -218,7 +218,7 @@ class _Run:
                 num_written,
             ) = _sum_over_ranks(
                 float(refusal is not None),
-                *_figures(batch),
+                *_figures(batch, cost),
                 float(stop.is_set()),
                 float(self.writer.is_written),
             )
@@ -425,7 +425,7 @@ def _try_next(batches: Iterator[Batch], rules: LabelRules) -> tuple[Batch | None
         return None, error
 
 
-def _figures(batch: Batch | None) -> tuple[float, float, float, float, float]:
+def _figures(batch: Batch | None, cost: StepCost) -> tuple[float, float, float, float, float]:
     """Σ w, tokens, documents, positions and pairs of tokens of this rank's part of a batch."""
     if batch is None:
         return 0.0, 0.0, 0.0, 0.0, 0.0
@@ -434,7 +434,7 @@ def _figures(batch: Batch | None) -> tuple[float, float, float, float, float]:
         batch.num_tokens,
         batch.num_documents,
         batch.input_ids.numel(),
-        attended_pairs(batch),
+        cost.pairs(batch),
     )
 
 
