@@ -3,7 +3,6 @@
 //! Their number changes no result.
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::load::RowInputs;
@@ -134,10 +133,11 @@ pub fn draw<F: Format>(
     // As many rows as keep all threads busy have one each; of the others, each has its share of the threads.
     let num_rest = num_rows % threads.len();
     let num_whole = num_rows - num_rest;
-    let next = AtomicUsize::new(0);
-    threads.run(&|_| {
-        let numbers = std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
-        for number in numbers.take_while(|number| *number < num_whole) {
+    let num_threads = threads.len();
+    threads.run(&|thread| {
+        // First the rows that this thread has in every call, whose memory it knows; then what others left.
+        let first = thread * num_whole / num_threads;
+        for number in (first..num_whole).chain(0..first) {
             draw_row(number, &Team::new(0));
         }
     });
