@@ -76,6 +76,7 @@ def measure(benchmark) -> Callable[..., Any]:
         unit: str,
         *,
         setup: Callable[[], None] = lambda: None,
+        beside: Callable[[], Any] | None = None,
         rounds: int = 5,
         warmup_rounds: int = 1,
         **facts: float | str,
@@ -88,7 +89,23 @@ def measure(benchmark) -> Callable[..., Any]:
             cpu_seconds.append(time.process_time() - start)
             return result
 
-        result = benchmark.pedantic(timed, setup=setup, rounds=rounds, warmup_rounds=warmup_rounds)
+        beside_seconds: list[float] = []
+
+        def before_round() -> None:
+            setup()
+            if beside is not None:
+                # each is warm when its time begins
+                beside()
+                start = time.perf_counter()
+                beside()
+                beside_seconds.append(time.perf_counter() - start)
+                function()
+
+        result = benchmark.pedantic(
+            timed, setup=before_round, rounds=rounds, warmup_rounds=warmup_rounds
+        )
+        if beside is not None:
+            facts["beside_seconds"] = median(beside_seconds[warmup_rounds:])
         benchmark.extra_info |= {
             "contender": contender,
             "amount_per_round": amount,

@@ -142,7 +142,12 @@ def test_guided_processors_of_log_probabilities(measure, logits) -> None:
 def test_range_mmfast(measure, logits) -> None:
     draw = prepared()
     measure(
-        "mmfast, range allowed", lambda: draw(*logits, allowed=VISUAL), NUM_ROWS, "rows", rounds=60
+        "mmfast, range allowed",
+        lambda: draw(*logits, allowed=VISUAL),
+        NUM_ROWS,
+        "rows",
+        beside=lambda: draw(*logits),
+        rounds=60,
     )
 
 
@@ -164,10 +169,19 @@ def test_threads(benchmark, measure, logits, num_threads, num_rows) -> None:
     benchmark.group = f"sample, {num_rows} x 184,622 ids, guided, by threads"
     draw = prepared(num_rows)
     streams = [stream[:num_rows] for stream in logits]
-    torch.set_num_threads(num_threads)
+
+    def on_threads(number: int) -> torch.Tensor:
+        torch.set_num_threads(number)
+        return draw(*streams)
+
     try:
         measure(
-            f"mmfast, threads: {num_threads}", lambda: draw(*streams), num_rows, "rows", rounds=80
+            f"mmfast, threads: {num_threads}",
+            lambda: on_threads(num_threads),
+            num_rows,
+            "rows",
+            beside=lambda: on_threads(1),
+            rounds=80,
         )
     finally:
         torch.set_num_threads(1)
