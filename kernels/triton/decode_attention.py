@@ -135,7 +135,7 @@ def decode_attention(
         query: [R, H, D] of any strides; up to D = 128 a block stays in registers.
         key: [N or more, R, K, BLOCK, D], contiguous.
         value: likewise.
-        mask: [N, R, 1, 1, BLOCK] float32, 0 or -inf; every row sees a position of block 0.
+        mask: [N, R, 1, 1, BLOCK] float32, 0 or -inf; every row sees a position.
         scaling: factor on the scores.
 
     Returns:

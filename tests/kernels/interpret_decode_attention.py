@@ -23,7 +23,8 @@ SHAPES = (
 def main() -> None:
     results = []
     generator = torch.Generator().manual_seed(0)
-    for dtype in (torch.float32, torch.bfloat16):
+    # A window that hides whole blocks before it.
+    for dtype, window in ((torch.float32, None), (torch.float32, 70), (torch.bfloat16, None)):
         for R, K, G, D, num_blocks, size in SHAPES:
             query = torch.randn(R, K * G, 1, D, generator=generator).to(dtype)
             key, value = torch.randn(2, size, R, K, BLOCK, D, generator=generator).to(dtype)
@@ -32,7 +33,7 @@ def main() -> None:
             positions[-1] = 0 if R > 1 else positions[-1]
             found = [
                 decode_attention(
-                    query[:, :, 0], key, value, mask=cache_mask(positions, n), scaling=0.3
+                    query[:, :, 0], key, value, mask=cache_mask(positions, n, window), scaling=0.3
                 )
                 for n in range(num_blocks, size + 1)
             ]
@@ -40,13 +41,14 @@ def main() -> None:
                 query.float(),
                 key.float(),
                 value.float(),
-                mask=cache_mask(positions, num_blocks),
+                mask=cache_mask(positions, num_blocks, window),
                 scaling=0.3,
             )
             results.append(
                 {
                     "shape": [R, K, G, D, num_blocks, size],
                     "dtype": str(dtype),
+                    "window": window,
                     "difference": float((found[0].float() - expected[:, 0]).abs().max()),
                     "is_invariant": all(torch.equal(found[0], other) for other in found),
                 }
