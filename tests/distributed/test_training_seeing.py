@@ -199,6 +199,17 @@ def test_too_large_a_batch_says_what_to_lower(arguments, tmp_path):
         torch.empty(2, 3) @ torch.empty(2, 3)
 
 
+def test_a_full_disk_under_the_figures_is_an_error_that_says_so(arguments, tmp_path):
+    config = load_train_config("tiny", arguments)
+    full = os.open("/dev/full", os.O_WRONLY)
+    with pytest.raises(TrainingError) as raised, explained(config, tmp_path):
+        os.write(full, b"a step's figures")
+    os.close(full)
+    assert f"the disk that holds {config.output} is full: make room there" in str(raised.value)
+    with pytest.raises(OSError, match="Bad file descriptor"), explained(config, tmp_path):
+        os.write(full, b"more")
+
+
 def test_a_process_that_dies_ends_the_other_with_a_word(launch, tmp_path):
     arguments = [f"output={tmp_path / 'run'}", "train.steps=9", "train.checkpoint_every=2"]
     die = {"rank": 1, "at": "step", "call": 6, "others": "live"}

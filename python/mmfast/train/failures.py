@@ -1,5 +1,6 @@
 """What ends training from outside its own logic, said so that one knows what to change."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,10 +28,10 @@ _LOST_PROCESS = (
 
 @contextmanager
 def explained(config: TrainConfig, checkpoints: Path) -> Iterator[None]:
-    """Turns errors of memory and of communication into `TrainingError`s; others pass as they are."""
+    """Turns errors of memory, communication and full disks into `TrainingError`s; others pass as they are."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         text = explanation(error, config, checkpoints)
         if text is None:
             raise
@@ -51,6 +52,13 @@ def explanation(error: BaseException, config: TrainConfig, checkpoints: Path) ->
         return (
             f"process {rank()} ran out of memory with micro-batches of {rows} rows of "
             f"{config.data.bin_tokens:,} tokens: {', or '.join(advice)}. {_where_to_go_on(checkpoints)}"
+        )
+    if isinstance(error, OSError):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return None
+        where = error.filename or config.output
+        return (
+            f"the disk that holds {where} is full: make room there. {_where_to_go_on(checkpoints)}"
         )
     if _has(said, _LOST_PROCESS):
         return (
