@@ -180,7 +180,7 @@ def test_threads(benchmark, measure, logits, num_threads, num_rows) -> None:
             lambda: on_threads(num_threads),
             num_rows,
             "rows",
-            beside=lambda: on_threads(1),
+            beside=(lambda: on_threads(1)) if num_threads > 1 else None,
             rounds=80,
         )
     finally:

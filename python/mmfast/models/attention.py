@@ -66,8 +66,8 @@ def attention_inputs(
         Arguments to pass on to `model(...)` beside `input_ids` and `position_ids`.
     """
     inputs: dict[str, Any] = {}
+    ids = document_ids.to(device, non_blocking=True)
     if window is not None and window < document_ids.shape[1]:
-        ids = document_ids.to(device, non_blocking=True)
         of_window = block_mask if device.type == "cuda" else document_mask
         inputs["window_mask"] = of_window(ids, window)
     if varlen_available(device, dtype):
@@ -77,11 +77,11 @@ def attention_inputs(
         return inputs | {
             # transformers hands a 4-D mask through untouched; without one it would look for packed
             # rows in `position_ids`, which stalls the device. The varlen branch never reads it.
-            "attention_mask": document_ids.to(device, non_blocking=True)[:, None, None, :],
+            "attention_mask": ids[:, None, None, :],
             "cu_seqlens": cu_seqlens.to(device, non_blocking=True),
             "max_seqlen": max_seqlen,
         }
-    return inputs | {"attention_mask": document_mask(document_ids.to(device, non_blocking=True))}
+    return inputs | {"attention_mask": document_mask(ids)}
 
 
 def document_mask(document_ids: Tensor, window: int | None = None) -> Tensor:

@@ -30,16 +30,16 @@ def sliding_window(config: Any) -> int | None:
     Raises:
         UsageError: layers that attend in yet another way.
     """
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if unknown := kinds - {"full_attention", "sliding_attention"}:
+    window: int | None = getattr(config, "sliding_window", None)
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is None:
+        return window if getattr(config, "use_sliding_window", True) else None
+    if unknown := set(layer_types) - {"full_attention", "sliding_attention"}:
         raise UsageError(
             f"a model of type {config.model_type} has layers of kind {', '.join(sorted(unknown))}; full and "
             "sliding attention are what is computed here"
         )
-    window: int | None = getattr(config, "sliding_window", None)
-    if getattr(config, "layer_types", None) is not None:
-        return window if "sliding_attention" in kinds else None
-    return window if getattr(config, "use_sliding_window", True) else None
+    return window if "sliding_attention" in layer_types else None
 
 
 def band(num_queries: int, num_keys: int, window: int | None, device: torch.device) -> Tensor:
@@ -58,7 +58,7 @@ def block_mask(document_ids: Tensor, window: int) -> "BlockMask":
         is_in_window = (key <= query) & (query - key < window)
         return is_in_window & (document_ids[row, query] == document_ids[row, key])
 
-    mask: BlockMask = _flex("create_block_mask", document_ids.device)(
+    mask: BlockMask = _flex("create_block_mask", document_ids.device.type)(
         sees, B, None, L, L, device=document_ids.device
     )
     return mask
@@ -83,24 +83,15 @@ def attend_to_blocks(
     if (H // K) & (H // K - 1):
         # its kernels share a key among a power of two of heads
         key, value = (x.repeat_interleave(H // K, dim=1) for x in (key, value))
-    output: Tensor = _flex("flex_attention", query.device)(
+    output: Tensor = _flex("flex_attention", query.device.type)(
         query, key, value, block_mask=mask, scale=scaling, enable_gqa=key.shape[1] != H
     )
     return output.transpose(1, 2).contiguous()
 
 
-def _flex(name: str, device: torch.device) -> Callable[..., Any]:
-    """A function of FlexAttention; it is a kernel only where it is compiled."""
-    return _compiled(name) if device.type == "cuda" else _function(name)
-
-
 @functools.cache
-def _compiled(name: str) -> Callable[..., Any]:
-    compiled: Callable[..., Any] = torch.compile(_function(name))
-    return compiled
-
-
-def _function(name: str) -> Callable[..., Any]:
-    # imported when it is used: it takes a second
+def _flex(name: str, device_type: str) -> Callable[..., Any]:
+    """A function of FlexAttention, which is imported when it is used: that takes a second."""
     function: Callable[..., Any] = getattr(import_module("torch.nn.attention.flex_attention"), name)
-    return function
+    # it is a kernel only where it is compiled
+    return torch.compile(function) if device_type == "cuda" else function

@@ -130,29 +130,27 @@ pub fn draw<F: Format>(
             batch.draw_row(number, team, row, draws);
         }
     };
-    // As many rows as keep all threads busy have one each; of the others, each has its share of the threads.
-    let num_rest = num_rows % threads.len();
-    let num_whole = num_rows - num_rest;
+    // As many rows as keep all threads busy are drawn by one each; of the others, each has its share of the threads.
     let num_threads = threads.len();
+    let num_rest = num_rows % num_threads;
+    let num_whole = num_rows - num_rest;
+    let team_size = num_threads / num_rest.max(1);
+    let teams: Vec<_> = (0..num_rest).map(|_| Team::new(team_size - 1)).collect();
     threads.run(&|thread| {
         // First the rows that this thread has in every call, whose memory it knows; then what others left.
         let first = thread * num_whole / num_threads;
         for number in (first..num_whole).chain(0..first) {
             draw_row(number, &Team::new(0));
         }
-    });
-    if let Some(team_size) = threads.len().checked_div(num_rest) {
-        let teams: Vec<_> = (0..num_rest).map(|_| Team::new(team_size - 1)).collect();
-        threads.run(&|thread| {
-            let number = num_whole + thread / team_size;
-            if let Some(team) = teams.get(thread / team_size) {
-                match (thread % team_size).checked_sub(1) {
-                    None => team.lead(|| draw_row(number, team)),
-                    Some(follower) => batch.follow(number, team, follower),
-                }
+        let (place, member) = (thread / team_size, thread % team_size);
+        if let Some(team) = teams.get(place) {
+            let number = num_whole + place;
+            match member.checked_sub(1) {
+                None => team.lead(|| draw_row(number, team)),
+                Some(follower) => batch.follow(number, team, follower),
             }
-        });
-    }
+        }
+    });
     Ok(drawn)
 }
 

@@ -1,7 +1,7 @@
 //! Threads that wait for the next call, and teams of them that work on the parts of one row.
 //!
-//! To start a thread takes as long as to draw a row, and to wake one that sleeps a tenth of it; so threads stay,
-//! and look out for work for a while before they sleep. One call has them at a time, another runs on its own
+//! To start a thread takes a third of the time that a row of a large vocabulary takes, to wake one that sleeps a
+//! tenth; so threads stay, and look out for work for a while before they sleep. One call has them at a time, another runs on its own
 //! thread meanwhile. A fork takes no threads along: a child notices and starts its own.
 
 use std::any::Any;
@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_micros(200);
 /// Looks between two looks at the clock, or two chances given to other threads.
 const LOOKS: u32 = 64;
 
-/// What a thread is to do, and whether it has panicked.
+/// What a thread is to do, given its number.
 type Work = *const (dyn Fn(usize) + Sync);
 
 /// A thread and the place where it finds its work.
@@ -31,6 +31,7 @@ struct Desk {
     /// Whether `work` is the thread's, and the caller waits.
     is_busy: AtomicBool,
     work: UnsafeCell<Option<Work>>,
+    /// What the work has panicked with.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
@@ -172,26 +173,14 @@ impl Worker {
 
     /// Waits for the end of the work; what the thread has panicked with.
     fn finish(&self) -> Option<Box<dyn Any + Send>> {
-        wait_until(|| !self.desk.is_busy.load(Ordering::Acquire));
+        wait_until(|| !self.desk.is_busy.load(Ordering::Acquire), None);
         unpoisoned(&self.desk.panic).take()
     }
 }
 
 impl Desk {
     fn do_next(&self, number: usize) {
-        let is_busy = || self.is_busy.load(Ordering::Acquire);
-        let begin = Instant::now();
-        let mut looks = 0_u32;
-        while !is_busy() {
-            spin_loop();
-            looks = looks.wrapping_add(1);
-            if looks.is_multiple_of(LOOKS) {
-                thread::yield_now();
-                if begin.elapsed() > PATIENCE {
-                    thread::park();
-                }
-            }
-        }
+        wait_until(|| self.is_busy.load(Ordering::Acquire), Some(PATIENCE));
         #[expect(unsafe_code, reason = "the desk is the thread's")]
         // SAFETY: it is busy, so the work is there, and stays until it is not.
         let done = unsafe {
@@ -209,14 +198,19 @@ impl Desk {
     }
 }
 
-/// Looks until it is so, giving way to other threads now and then.
-fn wait_until(is_so: impl Fn() -> bool) {
+/// Looks until it is so, giving way to other threads now and then; once patience is at its end it sleeps until the
+/// thread is unparked.
+fn wait_until(is_so: impl Fn() -> bool, patience: Option<Duration>) {
+    let end = patience.map(|patience| Instant::now() + patience);
     let mut looks = 0_u32;
     while !is_so() {
         spin_loop();
         looks = looks.wrapping_add(1);
         if looks.is_multiple_of(LOOKS) {
             thread::yield_now();
+            if end.is_some_and(|end| Instant::now() > end) {
+                thread::park();
+            }
         }
     }
 }
@@ -261,7 +255,7 @@ impl<P, J: Copy> Team<P, J> {
     pub(super) fn follow(&self, follower: usize, work: impl Fn(&mut P, J)) {
         let mut last = 0;
         loop {
-            wait_until(|| self.round.load(Ordering::Acquire) != last);
+            wait_until(|| self.round.load(Ordering::Acquire) != last, None);
             last = self.round.load(Ordering::Acquire);
             let Some(hand) = self.hands.get(follower).filter(|_| last != CLOSED) else {
                 return;
@@ -301,7 +295,8 @@ impl<'a, P, J: Copy> Crew<'a, P, J> {
             (self.work)(own, job);
         }
         let num_followers = self.team.hands.len();
-        wait_until(|| self.team.num_done.load(Ordering::Acquire) == num_followers);
+        let num_done = &self.team.num_done;
+        wait_until(|| num_done.load(Ordering::Acquire) == num_followers, None);
         for hand in &self.team.hands {
             self.parts
                 .extend(unpoisoned(hand).take().map(|(part, _)| part));
