@@ -21,6 +21,7 @@
     reason = "loops without an early exit become wide instructions"
 )]
 
+mod apart;
 mod batch;
 mod load;
 mod logits;

@@ -1,8 +1,8 @@
 //! Threads that wait for the next call, and teams of them that work on the parts of one row.
 //!
-//! To start a thread takes a third of the time that a row of a large vocabulary takes, to wake one that sleeps a
-//! tenth; so threads stay, and look out for work for a while before they sleep. One call has them at a time, another runs on its own
-//! thread meanwhile. A fork takes no threads along: a child notices and starts its own.
+//! To start a thread takes half of the time that a row of a large vocabulary takes, to wake one that sleeps a
+//! seventh; so threads stay, and look out for work for a while before they sleep. One call has them at a time,
+//! another runs on its own thread meanwhile. A fork takes no threads along: a child notices and starts its own.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -13,9 +13,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
+use super::apart::{Affinity, Tid, allow, keep_off_this_processor, this_thread};
+
 /// How long a thread looks out for work before it sleeps.
 const PATIENCE: Duration = Duration::from_micros(200);
-/// Looks between two looks at the clock, or two chances given to other threads.
+/// Looks between two chances given to other threads.
 const LOOKS: u32 = 64;
 
 /// What a thread is to do, given its number.
@@ -27,16 +29,24 @@ struct Worker {
     thread: Thread,
 }
 
+/// Work, and where the thread is allowed to run from now on if that changes.
+struct Task {
+    work: Work,
+    affinity: Option<Affinity>,
+}
+
 struct Desk {
-    /// Whether `work` is the thread's, and the caller waits.
+    /// Whether `task` is the thread's, and the caller waits.
     is_busy: AtomicBool,
-    work: UnsafeCell<Option<Work>>,
+    task: UnsafeCell<Option<Task>>,
+    /// The thread while it sleeps.
+    sleeper: Mutex<Option<Tid>>,
     /// What the work has panicked with.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
 #[expect(unsafe_code, reason = "a pointer to work that outlives its use")]
-// SAFETY: `work` is touched by the caller while the desk is not busy, by the thread while it is; what it points to
+// SAFETY: `task` is touched by the caller while the desk is not busy, by the thread while it is; what it points to
 // is shared by all threads and is there until none of their desks is busy.
 unsafe impl Send for Desk {}
 #[expect(unsafe_code, reason = "as above")]
@@ -146,7 +156,8 @@ impl Worker {
     fn start(number: usize) -> Option<Self> {
         let desk = Arc::new(Desk {
             is_busy: AtomicBool::new(false),
-            work: UnsafeCell::new(None),
+            task: UnsafeCell::new(None),
+            sleeper: Mutex::new(None),
             panic: Mutex::new(None),
         });
         let own = Arc::clone(&desk);
@@ -162,10 +173,12 @@ impl Worker {
     }
 
     fn begin(&self, work: Work) {
+        let sleeper = *unpoisoned(&self.desk.sleeper);
+        let affinity = sleeper.and_then(keep_off_this_processor);
         #[expect(unsafe_code, reason = "the desk is the caller's")]
         // SAFETY: it is not busy, as every run waits until none is.
         unsafe {
-            *self.desk.work.get() = Some(work);
+            *self.desk.task.get() = Some(Task { work, affinity });
         }
         self.desk.is_busy.store(true, Ordering::Release);
         self.thread.unpark();
@@ -173,20 +186,21 @@ impl Worker {
 
     /// Waits for the end of the work; what the thread has panicked with.
     fn finish(&self) -> Option<Box<dyn Any + Send>> {
-        wait_until(|| !self.desk.is_busy.load(Ordering::Acquire), None);
+        wait_until(|| !self.desk.is_busy.load(Ordering::Acquire));
         unpoisoned(&self.desk.panic).take()
     }
 }
 
 impl Desk {
     fn do_next(&self, number: usize) {
-        wait_until(|| self.is_busy.load(Ordering::Acquire), Some(PATIENCE));
+        self.wait();
         #[expect(unsafe_code, reason = "the desk is the thread's")]
         // SAFETY: it is busy, so the work is there, and stays until it is not.
         let done = unsafe {
-            let work = (*self.work.get()).take();
+            let task = (*self.task.get()).take();
             catch_unwind(AssertUnwindSafe(|| {
-                if let Some(work) = work {
+                if let Some(Task { work, affinity }) = task {
+                    affinity.iter().for_each(allow);
                     (*work)(number);
                 }
             }))
@@ -196,21 +210,30 @@ impl Desk {
         }
         self.is_busy.store(false, Ordering::Release);
     }
+
+    /// Looks out for work, then sleeps until there is some.
+    fn wait(&self) {
+        let is_busy = || self.is_busy.load(Ordering::Acquire);
+        let end = Instant::now() + PATIENCE;
+        wait_until(|| is_busy() || Instant::now() > end);
+        if !is_busy() {
+            *unpoisoned(&self.sleeper) = Some(this_thread());
+            while !is_busy() {
+                thread::park();
+            }
+            *unpoisoned(&self.sleeper) = None;
+        }
+    }
 }
 
-/// Looks until it is so, giving way to other threads now and then; once patience is at its end it sleeps until the
-/// thread is unparked.
-fn wait_until(is_so: impl Fn() -> bool, patience: Option<Duration>) {
-    let end = patience.map(|patience| Instant::now() + patience);
+/// Looks until it is so, giving way to other threads now and then.
+fn wait_until(is_so: impl Fn() -> bool) {
     let mut looks = 0_u32;
     while !is_so() {
         spin_loop();
         looks = looks.wrapping_add(1);
         if looks.is_multiple_of(LOOKS) {
             thread::yield_now();
-            if end.is_some_and(|end| Instant::now() > end) {
-                thread::park();
-            }
         }
     }
 }
@@ -255,7 +278,7 @@ impl<P, J: Copy> Team<P, J> {
     pub(super) fn follow(&self, follower: usize, work: impl Fn(&mut P, J)) {
         let mut last = 0;
         loop {
-            wait_until(|| self.round.load(Ordering::Acquire) != last, None);
+            wait_until(|| self.round.load(Ordering::Acquire) != last);
             last = self.round.load(Ordering::Acquire);
             let Some(hand) = self.hands.get(follower).filter(|_| last != CLOSED) else {
                 return;
@@ -296,7 +319,7 @@ impl<'a, P, J: Copy> Crew<'a, P, J> {
         }
         let num_followers = self.team.hands.len();
         let num_done = &self.team.num_done;
-        wait_until(|| num_done.load(Ordering::Acquire) == num_followers, None);
+        wait_until(|| num_done.load(Ordering::Acquire) == num_followers);
         for hand in &self.team.hands {
             self.parts
                 .extend(unpoisoned(hand).take().map(|(part, _)| part));
@@ -343,6 +366,26 @@ mod tests {
                 });
                 assert!(calls.iter().all(|calls| calls.load(Ordering::Relaxed) == 1));
             }
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_thread_that_has_slept_may_run_where_it_could_before() {
+        let mut threads = take(2);
+        let mut processors = || {
+            let found = Mutex::new(None);
+            threads.run(&|thread| {
+                if thread == 1 {
+                    *found.lock().unwrap() = rustix::thread::sched_getaffinity(None).ok();
+                }
+            });
+            found.into_inner().unwrap()
+        };
+        let before = processors();
+        for _ in 0..20 {
+            thread::sleep(10 * PATIENCE);
+            assert_eq!(processors(), before);
         }
     }
 
