@@ -16,23 +16,14 @@ pub(super) struct RowInputs<'a, F: Format> {
 /// What loading a part of a row has found.
 #[derive(Debug, Default)]
 pub(super) struct Loaded {
-    /// Largest key of each group; empty without groups.
+    /// Largest key of each group. Without groups it is that of strided ones all the same, for the largest of all.
     pub(super) maxima: Vec<u32>,
-    /// Largest key.
-    pub(super) largest: u32,
     /// Whether an id that exists was absent.
     pub(super) excluded: bool,
 }
 
-impl Loaded {
-    #[inline(always)]
-    fn note(&mut self, keys: &[u32]) {
-        self.largest = keys
-            .iter()
-            .fold(self.largest, |largest, key| largest.max(*key));
-        raise(&mut self.maxima, keys);
-    }
-}
+/// Ids that are seen by one step after the other before the next ones: what each leaves stays in the nearest cache.
+const BLOCK: usize = 1024;
 
 /// Keys that begin at the row's id `start`, from its streams.
 #[inline(always)]
@@ -40,17 +31,26 @@ pub(super) fn load<F: Format>(
     inputs: &RowInputs<'_, F>,
     start: usize,
     keys: &mut [u32],
-    tile: usize,
     loaded: &mut Loaded,
 ) {
+    let Loaded { maxima, excluded } = loaded;
+    let tile = maxima.len();
     for (number, keys) in keys.chunks_mut(tile).enumerate() {
         let start = start + number * tile;
-        inputs.streams.mix(start, keys);
-        loaded.excluded |= inputs.support.restrict(start, keys);
-        if let Some(penalty) = inputs.penalty {
-            loaded.excluded |= penalty.apply(start, keys);
+        let blocks = keys.chunks_mut(BLOCK).zip(maxima.chunks_mut(BLOCK));
+        for (number, (keys, maxima)) in blocks.enumerate() {
+            let start = start + number * BLOCK;
+            inputs.streams.mix(start, keys);
+            let is_partial = !matches!(inputs.support, Support::All);
+            if is_partial {
+                *excluded |= inputs.support.restrict(start, keys);
+            }
+            if let Some(penalty) = inputs.penalty {
+                *excluded |= penalty.apply(start, keys);
+            }
+            let lowest = raise(maxima, keys);
+            *excluded |= !is_partial & (lowest == ABSENT);
         }
-        loaded.note(keys);
     }
 }
 
@@ -61,16 +61,16 @@ pub(super) fn load_experts<F: Format>(
     inputs: &RowInputs<'_, F>,
     start: usize,
     (keys, experts): (&mut [u32], &mut [u32]),
-    tile: usize,
     loaded: &mut Loaded,
 ) {
+    let tile = loaded.maxima.len();
     let tiles = keys.chunks_mut(tile).zip(experts.chunks_mut(tile));
     for (number, (keys, experts)) in tiles.enumerate() {
         let start = start + number * tile;
         inputs.streams.mix(start, keys);
         loaded.excluded |= inputs.support.restrict(start, keys);
         inputs.streams.expert(start, keys, experts);
-        loaded.note(experts);
+        raise(&mut loaded.maxima, experts);
     }
 }
 
@@ -81,9 +81,9 @@ pub(super) fn cut_experts(
     start: usize,
     (keys, experts): (&mut [u32], &[u32]),
     threshold: u32,
-    tile: usize,
     loaded: &mut Loaded,
 ) {
+    let tile = loaded.maxima.len();
     let tiles = keys.chunks_mut(tile).zip(experts.chunks(tile));
     for (number, (keys, experts)) in tiles.enumerate() {
         for (key, expert) in keys.iter_mut().zip(experts) {
@@ -92,6 +92,6 @@ pub(super) fn cut_experts(
         if let Some(penalty) = penalty {
             loaded.excluded |= penalty.apply(start + number * tile, keys);
         }
-        loaded.note(keys);
+        raise(&mut loaded.maxima, keys);
     }
 }

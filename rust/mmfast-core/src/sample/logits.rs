@@ -89,7 +89,14 @@ pub(super) fn flush(value: f32) -> f32 {
 #[inline(always)]
 pub(super) fn key_of(logit: f32) -> u32 {
     let bits = logit.to_bits();
-    let ordered = if bits & SIGN == 0 { bits | SIGN } else { !bits };
+    // All bits of a negative number, the sign of a positive one.
+    #[expect(
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "the sign in every bit"
+    )]
+    let flipped = ((bits as i32) >> 31) as u32 | SIGN;
+    let ordered = bits ^ flipped;
     if logit > f32::NEG_INFINITY {
         ordered
     } else {

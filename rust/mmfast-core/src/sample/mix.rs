@@ -63,7 +63,7 @@ impl<'a, F: Format> Streams<'a, F> {
     #[inline(always)]
     pub(super) fn expert(&self, start: usize, keys: &[u32], experts: &mut [u32]) {
         if let Mixing::Contrast { expert, .. } = &self.mixing {
-            let present = keys.iter().zip(part(expert, start));
+            let present = keys.iter().zip(part(expert, start, keys.len()));
             for (found, (key, bits)) in experts.iter_mut().zip(present) {
                 let expert = key_of(flush(F::widen(*bits)));
                 *found = if *key == ABSENT { ABSENT } else { expert };
@@ -79,27 +79,20 @@ impl<'a, F: Format> Streams<'a, F> {
     /// Keys of the ids from `start` on, as many as `keys` holds.
     #[inline(always)]
     pub(super) fn mix(&self, start: usize, keys: &mut [u32]) {
+        let len = keys.len();
+        let part = |stream| part(stream, start, len);
         match &self.mixing {
             Mixing::Copy(stream) => {
-                for (key, bits) in keys.iter_mut().zip(part(stream, start)) {
+                for (key, bits) in keys.iter_mut().zip(part(stream)) {
                     *key = key_of(flush(F::widen(*bits)));
                 }
             }
-            Mixing::Sum { base, weighted } => {
-                let base = part(base, start);
-                match weighted.as_slice() {
-                    [(weight, stream)] => {
-                        let streams = base.iter().zip(part(stream, start));
-                        for (key, (u, c)) in keys.iter_mut().zip(streams) {
-                            let u = flush(F::widen(*u));
-                            *key = key_of(added::<F>(u, u, *weight, *c));
-                        }
-                    }
-                    _ => mix_many::<F>(base, weighted, start, keys),
-                }
-            }
+            Mixing::Sum { base, weighted } => match weighted.as_slice() {
+                [(weight, stream)] => mix_two::<F>(part(base), *weight, part(stream), keys),
+                _ => mix_many::<F>(part(base), weighted, start, keys),
+            },
             Mixing::Contrast { expert, amateur } => {
-                let streams = part(expert, start).iter().zip(part(amateur, start));
+                let streams = part(expert).iter().zip(part(amateur));
                 for (key, (c, u)) in keys.iter_mut().zip(streams) {
                     let (c, u) = (flush(F::widen(*c)), flush(F::widen(*u)));
                     let both = c > f32::NEG_INFINITY && u > f32::NEG_INFINITY;
@@ -107,6 +100,34 @@ impl<'a, F: Format> Streams<'a, F> {
                 }
             }
         }
+    }
+}
+
+/// One stream against the unconditional one.
+///
+/// With a weight in (0, 2^20] two things need no look at each id. A stream that rules an id out makes the sum
+/// NaN or -inf by itself. And a sum of at least 2^-70 is the same without flushing on the way: a subnormal
+/// difference or product is lost in what the sum then must hold, and so is a subnormal logit, in the difference
+/// if the other logit is at least 2^-95, else the sum would be below 2^-72.
+#[inline(always)]
+fn mix_two<F: Format>(base: &[F::Bits], weight: f32, stream: &[F::Bits], keys: &mut [u32]) {
+    /// Bits of 2^-70.
+    const FAR: u32 = (127 - 70) << 23;
+    if weight > 0.0 && weight <= 1_048_576.0 {
+        let mut nearest = u32::MAX;
+        for (key, (u, c)) in keys.iter_mut().zip(base.iter().zip(stream)) {
+            let (u, c) = (F::widen(*u), F::widen(*c));
+            let sum = u + weight * (c - u);
+            nearest = nearest.min(sum.abs().to_bits());
+            *key = key_of(sum);
+        }
+        if nearest >= FAR {
+            return;
+        }
+    }
+    for (key, (u, c)) in keys.iter_mut().zip(base.iter().zip(stream)) {
+        let u = flush(F::widen(*u));
+        *key = key_of(added::<F>(u, u, weight, *c));
     }
 }
 
@@ -122,7 +143,7 @@ fn mix_many<F: Format>(
         *sum = flush(F::widen(*u)).to_bits();
     }
     for (weight, stream) in weighted {
-        let streams = base.iter().zip(part(stream, start));
+        let streams = base.iter().zip(part(stream, start, keys.len()));
         for (sum, (u, c)) in keys.iter_mut().zip(streams) {
             let u = flush(F::widen(*u));
             *sum = added::<F>(f32::from_bits(*sum), u, *weight, *c).to_bits();
@@ -145,6 +166,45 @@ fn added<F: Format>(sum: f32, u: f32, weight: f32, c: F::Bits) -> f32 {
     }
 }
 
-fn part<T>(stream: &[T], start: usize) -> &[T] {
-    stream.get(start..).unwrap_or_default()
+fn part<T>(stream: &[T], start: usize, len: usize) -> &[T] {
+    stream.get(start..start + len).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::logits::F32;
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Logits of every magnitude, many of them so small that flushing could matter.
+    fn logits() -> impl Strategy<Value = f32> {
+        let near = |low: u32, high: u32| (low..high, any::<bool>());
+        let tiny = near(0, 0x0100_0000);
+        let small = near(0x0100_0000, 0x2000_0000);
+        let usual = near(0x3000_0000, 0x4200_0000);
+        let rare = near(0x7F00_0000, 0x7F80_0010);
+        prop_oneof![tiny, small, usual, rare]
+            .prop_map(|(bits, negative)| f32::from_bits(bits | u32::from(negative) << 31))
+    }
+
+    fn weights() -> impl Strategy<Value = f32> {
+        let rare = prop_oneof![Just(f32::MIN_POSITIVE), Just(1_048_576.0), Just(1e30)];
+        prop_oneof![4 => -8.0_f32..8.0, 2 => 1e-6_f32..1e6, 1 => rare]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20_000))]
+        #[test]
+        fn sums_far_from_zero_need_no_flushing(
+            u in logits(), c in logits(), weight in weights(), is_close in any::<bool>(), steps in 0_u32..4,
+        ) {
+            // Neighbours, whose difference is small.
+            let c = if is_close { f32::from_bits(u.to_bits().wrapping_add(steps)) } else { c };
+            let mut keys = [1];
+            mix_two::<F32>(&[u], weight, &[c], &mut keys);
+            let flushed = flush(u);
+            let expected = key_of(added::<F32>(flushed, flushed, weight, c));
+            prop_assert_eq!(keys[0], expected, "{} {} {}", u, c, weight);
+        }
+    }
 }

@@ -65,32 +65,25 @@ impl Part {
         } = self;
         match job {
             Job::Load { groups } => {
-                let tile = loaded.begin(groups);
-                load(inputs, *first, keys, tile, loaded);
+                loaded.begin(groups);
+                load(inputs, *first, keys, loaded);
             }
             Job::LoadExperts { groups } => {
-                let tile = loaded.begin(groups);
+                loaded.begin(groups);
                 experts.resize(keys.len(), ABSENT);
-                load_experts(inputs, *first, (keys, experts), tile, loaded);
+                load_experts(inputs, *first, (keys, experts), loaded);
             }
             Job::CutExperts {
                 threshold,
                 likeliest,
                 groups,
             } => {
-                let tile = loaded.begin(groups);
+                loaded.begin(groups);
                 let place = likeliest.and_then(|id| id.checked_sub(*first));
                 if let Some(expert) = place.and_then(|place| experts.get_mut(place)) {
                     *expert = ABOVE_ALL;
                 }
-                cut_experts(
-                    inputs.penalty,
-                    *first,
-                    (keys, experts),
-                    threshold,
-                    tile,
-                    loaded,
-                );
+                cut_experts(inputs.penalty, *first, (keys, experts), threshold, loaded);
             }
             Job::CollectExperts { bound } => {
                 found.clear();
@@ -119,13 +112,11 @@ impl Part {
 }
 
 impl Loaded {
-    /// Forgets all maxima; returns the ids to load at once. What was excluded stays so.
-    fn begin(&mut self, groups: Option<Groups>) -> usize {
-        let num_groups = groups.map_or(0, |groups| groups.num_groups);
+    /// Forgets all maxima. What was excluded stays so.
+    fn begin(&mut self, groups: Option<Groups>) {
+        let num_groups = groups.map_or(TILE, |groups| groups.num_groups);
         self.maxima.clear();
         self.maxima.resize(num_groups, ABSENT);
-        self.largest = ABSENT;
-        groups.map_or(TILE, |groups| groups.num_groups)
     }
 }
 

@@ -9,7 +9,9 @@ use super::masses::{TILE, accumulate, locate};
 use super::parallel::{Crew, Team};
 use super::part::{Job, Part};
 use super::select::{Buckets, Entry, Groups, Ranked, raise};
-use super::weight::{PROBABILITY_BITS, Scale, WEIGHT_BITS, log2_share, nucleus_mass, scaled};
+use super::weight::{
+    EXPONENT_BITS, PROBABILITY_BITS, Scale, WEIGHT_BITS, log2_share, nucleus_mass, scaled,
+};
 use super::widest::{cut_weights, kth_highest, last_of_nucleus, place_of, weigh_each};
 use crate::random::philox4x32;
 
@@ -92,6 +94,24 @@ pub struct Draw {
     pub token: u32,
     /// log2 of the token's probability with 26 fractional bits.
     pub log2_probability: i64,
+}
+
+impl Draw {
+    /// The natural logarithm of the token's probability; -inf if no id was left.
+    #[must_use]
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        reason = "float32 is what is asked for"
+    )]
+    pub fn log_probability(&self, row: &Row) -> f32 {
+        const NATS: f64 = std::f64::consts::LN_2 / (1_u64 << EXPONENT_BITS) as f64;
+        if row.status & STATUS_EMPTY == 0 {
+            (self.log2_probability as f64 * NATS) as f32
+        } else {
+            f32::NEG_INFINITY
+        }
+    }
 }
 
 /// Memory that is used again from row to row.
@@ -246,10 +266,10 @@ fn gather_loaded(parts: &mut [Part]) -> (u32, bool) {
     let all = &mut first.loaded;
     for other in others {
         raise(&mut all.maxima, &other.loaded.maxima);
-        all.largest = all.largest.max(other.loaded.largest);
         all.excluded |= other.loaded.excluded;
     }
-    (all.largest, all.excluded)
+    let largest = all.maxima.iter().copied().max();
+    (largest.unwrap_or(ABSENT), all.excluded)
 }
 
 impl Cuts {

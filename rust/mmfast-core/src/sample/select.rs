@@ -119,17 +119,20 @@ impl Groups {
         let size = (num_ids / k.saturating_mul(3).max(1))
             .next_power_of_two()
             .min(64);
-        let num_groups = num_ids.div_ceil(size);
+        let num_groups = num_ids.div_ceil(size).next_multiple_of(64);
         (k > 0 && size >= 4 && num_groups >= k).then_some(Self { num_groups })
     }
 }
 
-/// Raises each group's maximum by keys that begin at a group's first.
+/// Raises each group's maximum by keys that begin at a group's first; returns the lowest of the keys.
 #[inline(always)]
-pub(super) fn raise(maxima: &mut [u32], keys: &[u32]) {
+pub(super) fn raise(maxima: &mut [u32], keys: &[u32]) -> u32 {
+    let mut lowest = u32::MAX;
     for (maximum, key) in maxima.iter_mut().zip(keys) {
         *maximum = (*maximum).max(*key);
+        lowest = lowest.min(*key);
     }
+    lowest
 }
 
 /// Memory of cuts, used again from row to row.

@@ -52,16 +52,15 @@ macro_rules! on_widest {
 on_widest! {
     /// [`load::load`]
     fn load<F: Format>(
-        inputs: &RowInputs<'_, F>, start: usize, keys: &mut [u32], tile: usize, loaded: &mut Loaded,
+        inputs: &RowInputs<'_, F>, start: usize, keys: &mut [u32], loaded: &mut Loaded,
     ) = load::load;
     /// [`load::load_experts`]
     fn load_experts<F: Format>(
-        inputs: &RowInputs<'_, F>, start: usize, keys: (&mut [u32], &mut [u32]), tile: usize,
-        loaded: &mut Loaded,
+        inputs: &RowInputs<'_, F>, start: usize, keys: (&mut [u32], &mut [u32]), loaded: &mut Loaded,
     ) = load::load_experts;
     /// [`load::cut_experts`]
     fn cut_experts(
-        penalty: Option<Penalty<'_>>, start: usize, keys: (&mut [u32], &[u32]), threshold: u32, tile: usize,
+        penalty: Option<Penalty<'_>>, start: usize, keys: (&mut [u32], &[u32]), threshold: u32,
         loaded: &mut Loaded,
     ) = load::cut_experts;
     /// [`masses::weigh`]
@@ -122,13 +121,13 @@ mod tests {
         let (mut loaded, mut plain_loaded) = (Loaded::default(), Loaded::default());
         loaded.maxima.resize(512, 0);
         plain_loaded.maxima.resize(512, 0);
-        load(&inputs, 0, &mut keys, 512, &mut loaded);
-        load::load(&inputs, 0, &mut plain_keys, 512, &mut plain_loaded);
+        load(&inputs, 0, &mut keys, &mut loaded);
+        load::load(&inputs, 0, &mut plain_keys, &mut plain_loaded);
         assert_eq!(keys, plain_keys);
         assert_eq!(loaded.maxima, plain_loaded.maxima);
 
         let scale = Scale {
-            top: logit_of(loaded.largest),
+            top: logit_of(*loaded.maxima.iter().max().unwrap()),
             bits_per_logit: 1.3,
         };
         let (mut masses, mut plain_masses) = (Vec::new(), Vec::new());
