@@ -238,5 +238,9 @@ def pack_lengths(
 def draw_rows(
     inputs: DrawInputs, num_threads: int
 ) -> tuple[
-    npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.uint8]
+    npt.NDArray[np.int64],
+    npt.NDArray[np.int64],
+    npt.NDArray[np.int64],
+    npt.NDArray[np.uint8],
+    npt.NDArray[np.float32],
 ]: ...

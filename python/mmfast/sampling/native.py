@@ -6,7 +6,10 @@ result.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from mmfast.sampling.inputs import DrawInputs
@@ -22,10 +25,16 @@ def why_not(inputs: DrawInputs) -> str | None:
 
 def draw(inputs: DrawInputs) -> Draw:
     """As `reference.draw`, for CPU tensors; streams of different dtypes are read as float32."""
-    # imported here, so that a machine without the native extension can run the other backends
+    found = _draw_rows()(_readable(inputs), torch.get_num_threads())
+    return Draw(*map(torch.from_numpy, found))
+
+
+@functools.cache
+def _draw_rows() -> Callable[..., tuple[np.ndarray, ...]]:
+    """The core's function: a machine without the native extension can run the other backends."""
     from mmfast._mmfast import draw_rows
 
-    return Draw(*map(torch.from_numpy, draw_rows(_readable(inputs), torch.get_num_threads())))
+    return draw_rows
 
 
 def _readable(inputs: DrawInputs) -> DrawInputs:

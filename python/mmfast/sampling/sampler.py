@@ -5,7 +5,6 @@ Shapes: B rows, V vocabulary ids, S conditional streams, D draws a row.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -16,12 +15,9 @@ from mmfast.sampling.bitmap import IdSet
 from mmfast.sampling.inputs import Allowed, DrawInputs, check_logits, resolve, row_integers
 from mmfast.sampling.orders import Order, PenaltySpace, Ties, TopPBase, TopPRule
 from mmfast.sampling.params import PerRow, SamplingParams
-from mmfast.sampling.reference import STATUS_EMPTY
-from mmfast.sampling.weights import EXPONENT_BITS
 
 Backend = Literal["auto", "torch", "triton", "rust"]
 _BACKENDS: tuple[str, ...] = get_args(Backend)
-_NATS = math.log(2) / (1 << EXPONENT_BITS)
 _PLAIN = (int, float, str, type(None))
 
 
@@ -238,15 +234,10 @@ def sample_prepared(
             drawn = native.draw(inputs)
         case _:
             drawn = reference.draw(inputs)
-    logprobs = (drawn.log2_probabilities.to(torch.float64) * _NATS).to(torch.float32)
-    # on an accelerator nothing is read back to find out
-    if logprobs.device.type != "cpu" or drawn.status.any():
-        is_empty = (drawn.status & STATUS_EMPTY) != 0
-        logprobs = torch.where(is_empty[:, None], -math.inf, logprobs)
     tokens = drawn.tokens if inputs.first_id == 0 else drawn.tokens + inputs.first_id
     return SampleOutput(
         tokens=tokens[:, 0] if num_draws is None else tokens,
-        logprobs=logprobs[:, 0] if num_draws is None else logprobs,
+        logprobs=drawn.logprobs[:, 0] if num_draws is None else drawn.logprobs,
         num_kept=drawn.num_kept,
         status=drawn.status,
     )

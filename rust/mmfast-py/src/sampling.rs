@@ -11,13 +11,13 @@ use crate::dlpack::{NumberType, View};
 use crate::error::to_py;
 use crate::gil::run_detached;
 
-/// Tokens counted from the range's start [B, D], kept ids [B], log2-probabilities (26 fractional bits) [B, D],
-/// status [B].
+/// `mmfast.sampling.reference.Draw`
 type Found<'py> = (
     Bound<'py, PyArray2<i64>>,
     Bound<'py, PyArray1<i64>>,
     Bound<'py, PyArray2<i64>>,
     Bound<'py, PyArray1<u8>>,
+    Bound<'py, PyArray2<f32>>,
 );
 
 /// `mmfast.sampling.inputs.DrawInputs`
@@ -129,6 +129,9 @@ pub(crate) fn draw_rows<'py>(
     let tokens: Vec<i64> = drawn.draws.iter().map(|draw| draw.token.into()).collect();
     let logs = drawn.draws.iter().map(|draw| draw.log2_probability);
     let logs: Vec<i64> = logs.collect();
+    let rows = drawn.draws.chunks(inputs.num_draws.max(1)).zip(&drawn.rows);
+    let logprobs = rows.flat_map(|(draws, row)| draws.iter().map(|d| d.log_probability(row)));
+    let logprobs: Vec<f32> = logprobs.collect();
     let kept: Vec<i64> = drawn.rows.iter().map(|row| row.num_kept.into()).collect();
     let status: Vec<u8> = drawn.rows.iter().map(|row| row.status).collect();
     let shape = [kept.len(), inputs.num_draws];
@@ -137,6 +140,7 @@ pub(crate) fn draw_rows<'py>(
         kept.into_pyarray(py),
         logs.into_pyarray(py).reshape(shape)?,
         status.into_pyarray(py),
+        logprobs.into_pyarray(py).reshape(shape)?,
     ))
 }
 
