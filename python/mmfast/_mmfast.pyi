@@ -236,11 +236,10 @@ def pack_lengths(
     lengths: npt.NDArray[np.uint32], capacity: int
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]: ...
 def draw_rows(
-    inputs: DrawInputs, num_threads: int
-) -> tuple[
-    npt.NDArray[np.int64],
-    npt.NDArray[np.int64],
-    npt.NDArray[np.int64],
-    npt.NDArray[np.uint8],
-    npt.NDArray[np.float32],
-]: ...
+    inputs: DrawInputs, num_threads: int, is_single: bool
+) -> (
+    tuple[
+        npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.uint8]
+    ]
+    | None
+): ...

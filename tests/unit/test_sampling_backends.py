@@ -165,9 +165,9 @@ def rows_of(arguments: tuple[tuple, dict], rows: torch.Tensor) -> tuple[tuple, d
 
 
 def differing_field(first: SampleOutput, second: SampleOutput) -> str | None:
-    for field in dataclasses.fields(SampleOutput):
-        if not torch.equal(getattr(first, field.name), getattr(second, field.name)):
-            return field.name
+    for field, a, b in zip(SampleOutput._fields, first, second, strict=True):
+        if not torch.equal(a, b):
+            return field
     return None
 
 
@@ -184,11 +184,8 @@ def check(seed: int, num_rows: int, num_ids: int) -> int:
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(num_rows, generator=generator)[: 1 + seed % num_rows]
     part = draw(rows_of(arguments, rows), "rust")
-    for field in dataclasses.fields(SampleOutput):
-        whole = getattr(found, field.name)[rows]
-        assert torch.equal(whole, getattr(part, field.name)), (
-            f"call {seed}: rows {rows}: {field.name}"
-        )
+    for field, whole, some in zip(SampleOutput._fields, found, part, strict=True):
+        assert torch.equal(whole[rows], some), f"call {seed}: rows {rows}: {field}"
     return num_rows
 
 
@@ -270,8 +267,8 @@ def test_the_number_of_threads_changes_nothing(threads):
         threads(num_threads)
         rows = torch.arange(9 - num_rows, 9)
         part = draw(rows_of(arguments, rows), "rust")
-        for field in dataclasses.fields(SampleOutput):
-            assert torch.equal(getattr(whole, field.name)[rows], getattr(part, field.name))
+        for all_rows, some in zip(whole, part, strict=True):
+            assert torch.equal(all_rows[rows], some)
 
 
 @pytest.fixture

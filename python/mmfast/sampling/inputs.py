@@ -4,8 +4,8 @@
 vocabulary ids, N ids of the range that is read, S conditional streams, D draws a row.
 """
 
-import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -14,10 +14,10 @@ from mmfast.sampling.params import SamplingParams
 from mmfast.sampling.weights import MAX_ALLOWED_IDS
 
 Allowed = tuple[int, int] | torch.Tensor
+_FORMATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DrawInputs:
+class DrawInputs(NamedTuple):
     """One call of a backend.
 
     Attributes:
@@ -90,16 +90,14 @@ def resolve(
     exempt: IdSet,
 ) -> DrawInputs:
     """Arguments of `sample_prepared` as a backend takes them; `ValueError` for what does not fit."""
-    num_rows, num_ids = check_logits(logits).shape
+    num_rows, num_ids = check_logits(logits)
     conditions = (logits, *streams)
     _check_streams(conditions, uncond, params)
-    counts = {"seeds": seeds, "steps": steps, "positions": positions}
-    for name, values in counts.items():
-        if values is None:
-            continue
-        if values.shape != (num_rows,) or params.num_rows != num_rows:
+    num_prepared = params.num_rows
+    for name, values in (("seeds", seeds), ("steps", steps), ("positions", positions)):
+        if values is not None and not (values.shape == (num_rows,) and num_prepared == num_rows):
             raise ValueError(
-                f"logits have {num_rows} rows, params {params.num_rows}, {name} {tuple(values.shape)}"
+                f"logits have {num_rows} rows, params {num_prepared}, {name} {tuple(values.shape)}"
             )
     if num_draws < 1:
         raise ValueError(f"num_draws is {num_draws}; it must be at least 1")
@@ -126,29 +124,29 @@ def resolve(
         bits=bits,
     )
     if params.uses_share:
-        inputs = dataclasses.replace(inputs, params=params.for_ids(_num_allowed(inputs)))
+        inputs = inputs._replace(params=params.for_ids(_num_allowed(inputs)))
     if params.uses_penalty:
         if history is None:
             raise ValueError("a repetition_penalty needs the `history` of ids that it applies to")
         words = _history_words(history, exempt, num_rows, num_ids, logits.device)
-        inputs = dataclasses.replace(
-            inputs,
+        inputs = inputs._replace(
             history=Bits(words, low),
             offsets=_logprob_offsets(inputs) if params.uses_logprobs else None,
         )
     return inputs
 
 
-def check_logits(logits: torch.Tensor) -> torch.Tensor:
-    """The logits, if they are [rows, ids] in a format that is read."""
-    if logits.dim() != 2 or not logits.is_floating_point() or logits.dtype == torch.float64:
+def check_logits(logits: torch.Tensor) -> torch.Size:
+    """Rows and ids of logits, if that is what they have, in a format that is read."""
+    shape = logits.shape
+    if len(shape) != 2 or logits.dtype not in _FORMATS:
         raise ValueError(
-            f"logits are {tuple(logits.shape)} {logits.dtype}; they must be [rows, ids] in float32, "
+            f"logits are {tuple(shape)} {logits.dtype}; they must be [rows, ids] in float32, "
             "float16 or bfloat16"
         )
-    if logits.shape[1] == 0:
+    if shape[1] == 0:
         raise ValueError("logits have no ids to draw from")
-    return logits
+    return shape
 
 
 def row_integers(
@@ -170,12 +168,10 @@ def row_integers(
 def _check_streams(
     conditions: Sequence[torch.Tensor], uncond: torch.Tensor | None, params: SamplingParams
 ) -> None:
+    shape = conditions[0].shape
     for other in (*conditions[1:], *(() if uncond is None else (uncond,))):
-        check_logits(other)
-        if other.shape != conditions[0].shape:
-            raise ValueError(
-                f"streams differ in shape: {tuple(conditions[0].shape)} and {tuple(other.shape)}"
-            )
+        if check_logits(other) != shape:
+            raise ValueError(f"streams differ in shape: {tuple(shape)} and {tuple(other.shape)}")
     if len(conditions) != params.guidance.shape[0]:
         raise ValueError(
             f"{len(conditions)} conditional streams need as many guidance scales, "

@@ -1,11 +1,12 @@
 """The sampler on the CPU: the native core draws what `reference.draw` defines, bit for bit.
 
+All that follows a draw is done in the core too, since each of torch's calls on a few numbers takes microseconds.
+
 Logits are seen where they lie, with any distance between rows. Rows, and the ids of a row where there are few
 rows, are shared out over as many threads as torch uses (`torch.set_num_threads`); their number changes no
 result.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -13,28 +14,44 @@ import numpy as np
 import torch
 
 from mmfast.sampling.inputs import DrawInputs
-from mmfast.sampling.reference import Draw
 
 
 def why_not(inputs: DrawInputs) -> str | None:
     """What keeps the native core from drawing from these inputs, None if nothing does."""
-    if inputs.device.type != "cpu":
+    if not inputs.conditions[0].is_cpu:
         return f"the Rust backend needs CPU tensors, found {inputs.device}"
     return None
 
 
-def draw(inputs: DrawInputs) -> Draw:
-    """As `reference.draw`, for CPU tensors; streams of different dtypes are read as float32."""
-    found = _draw_rows()(_readable(inputs), torch.get_num_threads())
-    return Draw(*map(torch.from_numpy, found))
+def draw(inputs: DrawInputs, *, is_single: bool) -> tuple[torch.Tensor, ...]:
+    """What `SampleOutput` holds; streams of different dtypes are read as float32.
+
+    Args:
+        inputs: tensors on the CPU.
+        is_single: whether tokens and log-probabilities are [B], for one draw a row, instead of [B, D].
+    """
+    draw_rows, num_threads = _draw_rows(), torch.get_num_threads()
+    found = None if _has_negated(inputs) else draw_rows(inputs, num_threads, is_single)
+    if found is None:
+        found = draw_rows(_readable(inputs), num_threads, is_single)
+        assert found is not None
+    return tuple(map(torch.from_numpy, found))
 
 
 @functools.cache
-def _draw_rows() -> Callable[..., tuple[np.ndarray, ...]]:
-    """The core's function: a machine without the native extension can run the other backends."""
+def _draw_rows() -> Callable[..., tuple[np.ndarray, ...] | None]:
+    """The core's function; a machine without the native extension can run the other backends."""
     from mmfast._mmfast import draw_rows
 
     return draw_rows
+
+
+def _has_negated(inputs: DrawInputs) -> bool:
+    """Whether a stream is like `z.conj().imag`, whose memory has the other sign, unknown to DLPack."""
+    base = inputs.unconditional
+    return any(stream.is_neg() for stream in inputs.conditions) or (
+        base is not None and base.is_neg()
+    )
 
 
 def _readable(inputs: DrawInputs) -> DrawInputs:
@@ -42,20 +59,11 @@ def _readable(inputs: DrawInputs) -> DrawInputs:
     base = inputs.unconditional
     streams = inputs.conditions if base is None else (*inputs.conditions, base)
     dtype = inputs.conditions[0].dtype
-    if all(
-        stream.dtype == dtype
-        and stream.stride(1) == 1
-        and type(stream) is torch.Tensor
-        and not stream.is_neg()  # as `z.conj().imag` is, whose memory has the other sign
-        for stream in streams
-    ):
-        return inputs
     if any(stream.dtype != dtype for stream in streams):
         dtype = torch.float32
     # what `detach` gives of a parameter is a plain tensor
     streams = tuple(stream.detach().resolve_neg().to(dtype).contiguous() for stream in streams)
-    return dataclasses.replace(
-        inputs,
+    return inputs._replace(
         conditions=streams[: len(inputs.conditions)],
         unconditional=None if base is None else streams[-1],
     )

@@ -41,7 +41,6 @@ STATUS_EMPTY = 4
 """No id was left: the token is the lowest allowed id and means nothing."""
 
 _MIN_P_SHIFT = WEIGHT_BITS - 31
-_NATS = math.log(2) / (1 << EXPONENT_BITS)
 _LOWEST_NORMAL_BITS = 0x00800000
 _MAGNITUDE_BITS = 0x7FFFFFFF
 
@@ -50,20 +49,13 @@ class Draw(NamedTuple):
     """D draws a row: tokens counted from the range's start, kept ids, log2-probabilities, status.
 
     `tokens` and `log2_probabilities` are int64 [B, D], the latter with 26 fractional bits, so that backends can
-    be compared exactly; `num_kept` is int64 [B], `status` uint8 [B], `logprobs` what `in_nats` makes of them.
+    be compared exactly; `num_kept` is int64 [B], `status` uint8 [B].
     """
 
     tokens: torch.Tensor
     num_kept: torch.Tensor
     log2_probabilities: torch.Tensor
     status: torch.Tensor
-    logprobs: torch.Tensor
-
-
-def in_nats(log2_probabilities: torch.Tensor, status: torch.Tensor) -> torch.Tensor:
-    """[B, D] float32 log-probabilities, -inf for rows without ids; nothing is read back from an accelerator."""
-    logprobs = (log2_probabilities.to(torch.float64) * _NATS).to(torch.float32)
-    return torch.where((status[:, None] & STATUS_EMPTY) != 0, -math.inf, logprobs)
 
 
 def draw(inputs: DrawInputs) -> Draw:
@@ -117,14 +109,11 @@ def draw(inputs: DrawInputs) -> Draw:
     highest = ((logits == top) & exists).to(torch.uint8).argmax(-1, keepdim=True)
     num_kept = torch.where(certain, 1, keep.sum(-1, keepdim=True))
     status = excluded[:, None] * STATUS_EXCLUDED + infinite * STATUS_INFINITE + empty * STATUS_EMPTY
-    log2_probabilities = torch.where(certain, 0, log2_probabilities)
-    status = status[:, 0].to(torch.uint8)
     return Draw(
         tokens=torch.where(certain, highest, drawn),
         num_kept=torch.where(empty, 0, num_kept)[:, 0],
-        log2_probabilities=log2_probabilities,
-        status=status,
-        logprobs=in_nats(log2_probabilities, status),
+        log2_probabilities=torch.where(certain, 0, log2_probabilities),
+        status=status[:, 0].to(torch.uint8),
     )
 
 

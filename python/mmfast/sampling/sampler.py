@@ -3,10 +3,10 @@
 Shapes: B rows, V vocabulary ids, S conditional streams, D draws a row.
 """
 
-import dataclasses
 import functools
+import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
@@ -15,14 +15,16 @@ from mmfast.sampling.bitmap import IdSet
 from mmfast.sampling.inputs import Allowed, DrawInputs, check_logits, resolve, row_integers
 from mmfast.sampling.orders import Order, PenaltySpace, Ties, TopPBase, TopPRule
 from mmfast.sampling.params import PerRow, SamplingParams
+from mmfast.sampling.reference import STATUS_EMPTY
+from mmfast.sampling.weights import EXPONENT_BITS
 
 Backend = Literal["auto", "torch", "triton", "rust"]
 _BACKENDS: tuple[str, ...] = get_args(Backend)
+_NATS = math.log(2) / (1 << EXPONENT_BITS)
 _PLAIN = (int, float, str, type(None))
 
 
-@dataclasses.dataclass(frozen=True)
-class SampleOutput:
+class SampleOutput(NamedTuple):
     """What was drawn, each [B]; with `num_draws=D` tokens and log-probabilities are [B, D].
 
     Attributes:
@@ -131,7 +133,7 @@ def sample(
         ValueError: shapes, ranges or values that cannot be sampled from.
         ImportError: `backend="triton"` without Triton.
     """
-    num_rows = check_logits(logits).shape[0]
+    num_rows = check_logits(logits)[0]
     params = _prepared(
         num_rows,
         logits.device,
@@ -227,17 +229,22 @@ def sample_prepared(
         history=history,
         exempt=exempt,
     )
+    is_single = num_draws is None
     match resolve_backend(backend, inputs):
+        case "rust":
+            return SampleOutput(*native.draw(inputs, is_single=is_single))
         case "triton":
             drawn = triton.draw(inputs)
-        case "rust":
-            drawn = native.draw(inputs)
         case _:
             drawn = reference.draw(inputs)
-    tokens = drawn.tokens if inputs.first_id == 0 else drawn.tokens + inputs.first_id
+    tokens = drawn.tokens + inputs.first_id
+    logprobs = (drawn.log2_probabilities.to(torch.float64) * _NATS).to(torch.float32)
+    # on an accelerator nothing is read back to find out whether a row is empty
+    is_empty = (drawn.status & STATUS_EMPTY) != 0
+    logprobs = torch.where(is_empty[:, None], -math.inf, logprobs)
     return SampleOutput(
-        tokens=tokens[:, 0] if num_draws is None else tokens,
-        logprobs=drawn.logprobs[:, 0] if num_draws is None else drawn.logprobs,
+        tokens=tokens[:, 0] if is_single else tokens,
+        logprobs=logprobs[:, 0] if is_single else logprobs,
         num_kept=drawn.num_kept,
         status=drawn.status,
     )

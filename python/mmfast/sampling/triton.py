@@ -6,7 +6,7 @@
 import os
 
 from mmfast.sampling.inputs import DrawInputs
-from mmfast.sampling.reference import Draw, in_nats
+from mmfast.sampling.reference import Draw
 
 
 def why_not(inputs: DrawInputs) -> str | None:
@@ -21,6 +21,4 @@ def draw(inputs: DrawInputs) -> Draw:
     from mmfast.kernels.draw_rows import draw_rows
 
     drawn = draw_rows(inputs)
-    log2_probabilities, status = drawn.log2_probabilities, drawn.status
-    logprobs = in_nats(log2_probabilities, status)
-    return Draw(drawn.tokens, drawn.num_kept, log2_probabilities, status, logprobs)
+    return Draw(drawn.tokens, drawn.num_kept, drawn.log2_probabilities, drawn.status)

@@ -4,20 +4,19 @@ use mmfast_core::Error;
 use mmfast_core::sample::{
     Bf16, Bitmaps, Drawn, F16, F32, Format, Inputs, Masks, Parameters, draw,
 };
-use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
+use numpy::{IntoPyArray, PyArray1, PyArrayDyn, PyArrayMethods};
 use pyo3::prelude::*;
 
 use crate::dlpack::{NumberType, View};
 use crate::error::to_py;
 use crate::gil::run_detached;
 
-/// `mmfast.sampling.reference.Draw`
+/// Tokens, their log-probabilities, kept ids [B], status [B]; the first two [B, D], or [B] for single draws.
 type Found<'py> = (
-    Bound<'py, PyArray2<i64>>,
+    Bound<'py, PyArrayDyn<i64>>,
+    Bound<'py, PyArrayDyn<f32>>,
     Bound<'py, PyArray1<i64>>,
-    Bound<'py, PyArray2<i64>>,
     Bound<'py, PyArray1<u8>>,
-    Bound<'py, PyArray2<f32>>,
 );
 
 /// `mmfast.sampling.inputs.DrawInputs`
@@ -30,6 +29,7 @@ pub(crate) struct DrawInputs<'py> {
     steps: Bound<'py, PyAny>,
     positions: Option<Bound<'py, PyAny>>,
     num_draws: usize,
+    first_id: i64,
     ranges: Option<Bound<'py, PyAny>>,
     mask: Option<Bound<'py, PyAny>>,
     bits: Option<Bits<'py>>,
@@ -60,14 +60,17 @@ struct Bits<'py> {
     first_id: usize,
 }
 
-/// Draws ids from rows. Streams have one dtype and contiguous rows, words of bits are int32.
+/// Draws ids from rows; `None` if the streams do not have one dtype and rows of numbers side by side.
+///
+/// Words of bits are int32.
 #[pyfunction]
 #[expect(clippy::needless_pass_by_value, reason = "as Python passes it")]
 pub(crate) fn draw_rows<'py>(
     py: Python<'py>,
     inputs: DrawInputs<'py>,
     num_threads: usize,
-) -> PyResult<Found<'py>> {
+    is_single: bool,
+) -> PyResult<Option<Found<'py>>> {
     let params = &inputs.params;
     let greedy: Vec<u8> = numbers(&params.greedy, "greedy", NumberType::BOOL)?;
     let greedy: Vec<bool> = greedy.into_iter().map(|marked| marked != 0).collect();
@@ -97,7 +100,7 @@ pub(crate) fn draw_rows<'py>(
         offsets: offsets.as_deref(),
     };
     let mask = inputs.mask.as_ref();
-    let mask_rows = mask.map(|mask| rows::<u8>(mask, "mask", NumberType::BOOL));
+    let mask_rows = mask.map(|mask| named_rows::<u8>(mask, "mask", NumberType::BOOL));
     let mask_rows = mask_rows.transpose()?;
     let bit_rows = inputs.bits.as_ref().map(Bits::rows).transpose()?;
     let history_rows = inputs.history.as_ref().map(Bits::rows).transpose()?;
@@ -126,22 +129,29 @@ pub(crate) fn draw_rows<'py>(
         Some(number_type @ NumberType::BFLOAT16) => call.draw_from::<Bf16>(py, number_type),
         _ => call.draw_from::<F32>(py, NumberType::FLOAT32),
     }?;
-    let tokens: Vec<i64> = drawn.draws.iter().map(|draw| draw.token.into()).collect();
-    let logs = drawn.draws.iter().map(|draw| draw.log2_probability);
-    let logs: Vec<i64> = logs.collect();
-    let rows = drawn.draws.chunks(inputs.num_draws.max(1)).zip(&drawn.rows);
-    let logprobs = rows.flat_map(|(draws, row)| draws.iter().map(|d| d.log_probability(row)));
+    let Some(Drawn { draws, rows }) = drawn else {
+        return Ok(None);
+    };
+    let tokens = draws
+        .iter()
+        .map(|draw| inputs.first_id + i64::from(draw.token));
+    let tokens: Vec<i64> = tokens.collect();
+    let draws_of_rows = draws.chunks(inputs.num_draws.max(1)).zip(&rows);
+    let logprobs = draws_of_rows.flat_map(|(draws, row)| {
+        let row = *row;
+        draws.iter().map(move |draw| draw.log_probability(row))
+    });
     let logprobs: Vec<f32> = logprobs.collect();
-    let kept: Vec<i64> = drawn.rows.iter().map(|row| row.num_kept.into()).collect();
-    let status: Vec<u8> = drawn.rows.iter().map(|row| row.status).collect();
-    let shape = [kept.len(), inputs.num_draws];
-    Ok((
+    let kept: Vec<i64> = rows.iter().map(|row| row.num_kept.into()).collect();
+    let status: Vec<u8> = rows.iter().map(|row| row.status).collect();
+    let shape = [rows.len(), inputs.num_draws];
+    let shape = if is_single { &shape[..1] } else { &shape };
+    Ok(Some((
         tokens.into_pyarray(py).reshape(shape)?,
-        kept.into_pyarray(py),
-        logs.into_pyarray(py).reshape(shape)?,
-        status.into_pyarray(py),
         logprobs.into_pyarray(py).reshape(shape)?,
-    ))
+        kept.into_pyarray(py),
+        status.into_pyarray(py),
+    )))
 }
 
 /// A call whose number format is still to be told apart.
@@ -154,14 +164,26 @@ struct Call<'a, 'py> {
 }
 
 impl Call<'_, '_> {
-    fn draw_from<F: Format>(&self, py: Python<'_>, number_type: NumberType) -> PyResult<Drawn> {
+    /// `None` if streams are no rows of that format.
+    fn draw_from<F: Format>(
+        &self,
+        py: Python<'_>,
+        number_type: NumberType,
+    ) -> PyResult<Option<Drawn>> {
+        let rows_of = |stream| rows::<F::Bits>(stream, number_type);
         let mut conditions = Vec::new();
         for stream in &self.inputs.conditions {
-            conditions.extend(rows::<F::Bits>(stream, "logits", number_type)?);
+            match rows_of(stream) {
+                Some(rows) => conditions.extend(rows),
+                None => return Ok(None),
+            }
         }
-        let base = self.inputs.unconditional.as_ref();
-        let base = base.map(|base| rows::<F::Bits>(base, "uncond", number_type));
-        let base = base.transpose()?;
+        let base = self.inputs.unconditional.as_ref().map(rows_of);
+        let base = match base {
+            Some(None) => return Ok(None),
+            Some(rows) => rows,
+            None => None,
+        };
         let inputs = Inputs {
             conditions: &conditions,
             base: base.as_deref(),
@@ -170,15 +192,16 @@ impl Call<'_, '_> {
         };
         let (parameters, num_draws) = (self.parameters, self.inputs.num_draws);
         let num_threads = self.num_threads;
-        run_detached(py, || {
+        let drawn = run_detached(py, || {
             draw::<F>(&inputs, parameters, num_draws, num_threads)
-        })
+        });
+        drawn.map(Some)
     }
 }
 
 impl Bits<'_> {
     fn rows(&self) -> PyResult<(Vec<&[u32]>, usize)> {
-        let rows = rows(&self.words, "a bitmap", NumberType::INT32)?;
+        let rows = named_rows(&self.words, "a bitmap", NumberType::INT32)?;
         Ok((rows, self.first_id))
     }
 }
@@ -187,18 +210,21 @@ fn bitmaps<'a>(rows: &'a [&'a [u32]], first_id: usize) -> Bitmaps<'a> {
     Bitmaps { rows, first_id }
 }
 
-/// The rows of a tensor of two dimensions whose numbers have the size of `T`.
+/// The rows of a tensor of two dimensions whose numbers have the size of `T`; `None` if it has none such.
 #[expect(unsafe_code, reason = "torch's memory")]
-fn rows<'a, T>(
+fn rows<'a, T>(tensor: &'a Bound<'_, PyAny>, number_type: NumberType) -> Option<Vec<&'a [T]>> {
+    let view = View::of(tensor).filter(|view| view.number_type == number_type);
+    // SAFETY: of that type, whose bits are what T takes. As with torch's own operators, which run without the
+    // GIL as well, nobody may write to the logits or resize them until the call returns.
+    view.and_then(|view| unsafe { view.rows() })
+}
+
+fn named_rows<'a, T>(
     tensor: &'a Bound<'_, PyAny>,
     name: &str,
     number_type: NumberType,
 ) -> PyResult<Vec<&'a [T]>> {
-    let view = View::of(tensor).filter(|view| view.number_type == number_type);
-    // SAFETY: of that type, whose bits are what T takes. As with torch's own operators, which run without the
-    // GIL as well, nobody may write to the logits or resize them until the call returns.
-    let rows = view.and_then(|view| unsafe { view.rows() });
-    rows.ok_or_else(|| {
+    rows(tensor, number_type).ok_or_else(|| {
         unreadable(
             name,
             &format!("rows of {} side by side", number_type.name()),

@@ -104,7 +104,7 @@ impl Draw {
         clippy::cast_possible_truncation,
         reason = "float32 is what is asked for"
     )]
-    pub fn log_probability(&self, row: &Row) -> f32 {
+    pub fn log_probability(self, row: Row) -> f32 {
         const NATS: f64 = std::f64::consts::LN_2 / (1_u64 << EXPONENT_BITS) as f64;
         if row.status & STATUS_EMPTY == 0 {
             (self.log2_probability as f64 * NATS) as f32
