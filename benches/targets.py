@@ -334,6 +334,12 @@ TARGETS = (
         at_least=1.7,
     ),
     Target(
+        "guided sampling, two processes that share nothing of two threads, by wall clock",
+        "{:.2f} times",
+        times_beside(THREADS.format(8), "mmfast, processes: 2"),
+        at_most=1.1,
+    ),
+    Target(
         "a picture with guidance, of transformers' generate, unbatched guidance",
         "{:.1f} times",
         times(PICTURE, "mmfast", "transformers generate, unbatched guidance"),

@@ -2,12 +2,18 @@
 
 One step of eight requests over Emu3's vocabulary: 184,622 ids of which the last 32,768 are visual, two streams
 of float32 logits, guidance 3, top-k 2048, top-p 0.9. Every contender gives one token a request, on one thread
-unless its name says otherwise. Processors are transformers' own; what its `generate` does around them is left out.
+unless its name says otherwise. What a second thread can bring at most is shown by two processes, each of which
+draws half of the rows: they share nothing but a flag. Processors are transformers' own; what its `generate` does around them is left out.
 The recipe in torch filters by top-p only what top-k has left, which is the cheapest exact way known in eager torch.
 """
 
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -22,6 +28,8 @@ from mmfast.sampling import SamplingParams, sample, sample_prepared
 NUM_ROWS, NUM_IDS = 8, 184_622
 VISUAL = (151_854, 184_622)
 SCALE, TOP_K, TOP_P = 3.0, 2_048, 0.9
+PATIENCE = 0.0005
+"""Seconds for which the other process looks out for its flag without a pause."""
 NO_IDS = torch.zeros(NUM_ROWS, 0, dtype=torch.int64)
 
 GUIDED = pytest.mark.benchmark(group="sample, 8 rows of 184,622 ids, guided, k 2048, p 0.9")
@@ -39,6 +47,10 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def logits() -> tuple[torch.Tensor, torch.Tensor]:
+    return some_logits()
+
+
+def some_logits() -> tuple[torch.Tensor, torch.Tensor]:
     """Conditional and unconditional [8, 184622]: alike, visual ids above the others, some far above."""
     generator = torch.Generator().manual_seed(0)
     shared, cond, uncond = torch.randn(3, NUM_ROWS, NUM_IDS, generator=generator)
@@ -187,6 +199,60 @@ def test_threads(benchmark, measure, logits, num_threads, num_rows) -> None:
         torch.set_num_threads(1)
 
 
+def test_two_processes(benchmark, measure, logits, tmp_path) -> None:
+    benchmark.group = f"sample, {NUM_ROWS} x 184,622 ids, guided, by threads"
+    half = NUM_ROWS // 2
+    draw, draw_half, streams = prepared(), prepared(half), [stream[:half] for stream in logits]
+    np.zeros(2, np.int64).tofile(tmp_path / "flags")
+    flags = np.memmap(tmp_path / "flags", np.int64)
+
+    with subprocess.Popen([sys.executable, __file__, str(tmp_path / "flags")]) as other:
+
+        def draw_together() -> None:
+            torch.set_num_threads(1)
+            flags[0] += 1
+            draw_half(*streams)
+            while flags[1] != flags[0]:
+                assert other.poll() is None
+
+        def draw_on_two_threads() -> None:
+            torch.set_num_threads(2)
+            draw(*logits)
+
+        try:
+            draw_together()
+            measure(
+                "mmfast, processes: 2",
+                draw_together,
+                NUM_ROWS,
+                "rows",
+                # by then the other process sleeps
+                setup=lambda: time.sleep(10 * PATIENCE),
+                beside=draw_on_two_threads,
+                rounds=80,
+            )
+        finally:
+            torch.set_num_threads(1)
+            other.kill()
+
+
+def draw_when_told(path: Path) -> None:
+    """Draws the other half of the rows each time the first flag is ahead of the second; sleeps after a while."""
+    torch.set_num_threads(1)
+    half = NUM_ROWS // 2
+    draw, streams = prepared(half), [stream[half:] for stream in some_logits()]
+    draw(*streams)
+    flags = np.memmap(path, np.int64)
+    last = time.perf_counter()
+    while True:
+        if flags[1] != flags[0]:
+            draw(*streams)
+            flags[1] += 1
+            last = time.perf_counter()
+        elif time.perf_counter() > last + PATIENCE:
+            time.sleep(PATIENCE)
+
+
 OTHER_FILTERS = {
     "no filter": {"top_k": 0, "top_p": 1.0},
     "top-p alone": {"top_k": 0},
@@ -214,3 +280,7 @@ def test_filters_torch(measure, logits) -> None:
 def test_filters_processors(measure, logits) -> None:
     draw = by_processors(guide_logits, TopPLogitsWarper(TOP_P))
     measure("transformers, top-p alone", lambda: draw(*logits), NUM_ROWS, "rows")
+
+
+if __name__ == "__main__":
+    draw_when_told(Path(sys.argv[1]))
