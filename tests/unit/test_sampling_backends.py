@@ -19,6 +19,7 @@ from mmfast.sampling import (
     SamplingParams,
     history_bitmap,
     pack_mask,
+    sample,
     sample_prepared,
 )
 
@@ -337,12 +338,24 @@ def test_the_native_sampler_reads_tensors_however_they_lie():
     arguments = {"params": params, "seeds": counts[:, 1], "steps": counts[:, 0]}
     expected = sample_prepared(*logits, backend="torch", **arguments)
     in_columns = logits.transpose(1, 2).contiguous().transpose(1, 2)
+    memory = bytearray(b"\0" + logits.numpy().tobytes())
+    odd = torch.frombuffer(memory, dtype=torch.float32, offset=1)
     for cond, uncond in (
         logits,
         in_columns,
         torch.cat([logits, logits], dim=-1)[:, :, :999],
         (torch.nn.Parameter(logits[0]), logits[1].clone().requires_grad_()),
         (logits[0], torch._neg_view(-logits[1])),
+        odd.reshape(2, 4, 999),
     ):
         found = sample_prepared(cond, uncond, backend="rust", **arguments)
         assert differing_field(expected, found) is None
+
+
+def test_a_tensor_without_numbers_of_its_own_is_an_error():
+    class Other(torch.Tensor):
+        pass
+
+    logits = torch.zeros(2, 9).as_subclass(Other)
+    with pytest.raises(ValueError, match="logits cannot be read"):
+        sample(logits, seeds=0, steps=0, backend="rust")

@@ -34,7 +34,10 @@ def draw(inputs: DrawInputs, *, is_single: bool) -> tuple[torch.Tensor, ...]:
     found = None if _has_negated(inputs) else draw_rows(inputs, num_threads, is_single)
     if found is None:
         found = draw_rows(_readable(inputs), num_threads, is_single)
-        assert found is not None
+    if found is None:
+        raise ValueError(
+            "logits cannot be read: they must be torch.Tensors with numbers of their own"
+        )
     return tuple(map(torch.from_numpy, found))
 
 
@@ -62,7 +65,11 @@ def _readable(inputs: DrawInputs) -> DrawInputs:
     if any(stream.dtype != dtype for stream in streams):
         dtype = torch.float32
     # what `detach` gives of a parameter is a plain tensor
-    streams = tuple(stream.detach().resolve_neg().to(dtype).contiguous() for stream in streams)
+    streams = tuple(
+        # a copy in any case: memory that torch was given, by `frombuffer` say, need not be aligned
+        stream.detach().resolve_neg().to(dtype).clone(memory_format=torch.contiguous_format)
+        for stream in streams
+    )
     return inputs._replace(
         conditions=streams[: len(inputs.conditions)],
         unconditional=None if base is None else streams[-1],
