@@ -3,8 +3,9 @@
 One step of eight requests over Emu3's vocabulary: 184,622 ids of which the last 32,768 are visual, two streams
 of float32 logits, guidance 3, top-k 2048, top-p 0.9. Every contender gives one token a request, on one thread
 unless its name says otherwise. What a second thread can bring at most is shown by two processes, each of which
-draws half of the rows: they share nothing but a flag. Processors are transformers' own; what its `generate` does around them is left out.
-The recipe in torch filters by top-p only what top-k has left, which is the cheapest exact way known in eager torch.
+draws half of the rows: they share nothing but a flag. Processors are transformers' own; what its `generate` does
+around them is left out. The recipe in torch filters by top-p only what top-k has left, which is the cheapest exact way
+known in eager torch.
 """
 
 import subprocess

@@ -119,7 +119,8 @@ impl Groups {
         let size = (num_ids / k.saturating_mul(3).max(1))
             .next_power_of_two()
             .min(64);
-        let num_groups = num_ids.div_ceil(size).next_multiple_of(64);
+        // Whole spans, so that loops over groups are wide to their end.
+        let num_groups = num_ids.div_ceil(size).next_multiple_of(SPAN);
         (k > 0 && size >= 4 && num_groups >= k).then_some(Self { num_groups })
     }
 }
